@@ -1,0 +1,84 @@
+#ifndef DYLORA_CORE_CONCEPTS_HPP
+#define DYLORA_CORE_CONCEPTS_HPP
+
+#include <concepts>
+
+#include "dylora/core/parameters.hpp"
+#include "dylora/core/rank.hpp"
+#include "dylora/core/types.hpp"
+
+/// What the parts of the library ask of each other. A type needs no base class and no registration: whatever answers these calls fits.
+namespace dylora {
+
+/// A frozen out × in matrix with an optional bias.
+template <class W>
+concept FrozenWeight = requires(const W& weight, ConstMatrixRef<typename W::Scalar> in, MatrixRef<typename W::Scalar> out) {
+  { weight.rows() } -> std::same_as<Index>;
+  { weight.cols() } -> std::same_as<Index>;
+  weight.apply(in, out);                 // out = W in + bias
+  weight.add_apply_transposed(in, out);  // out += Wᵀ in
+};
+
+/// A frozen weight that can be read back as a matrix, and so be merged with an adapter.
+template <class W>
+concept MergeableWeight = FrozenWeight<W> && requires(const W& weight) {
+  { weight.dense() } -> std::same_as<Matrix<typename W::Scalar>>;
+  { weight.dense_bias() } -> std::same_as<Vector<typename W::Scalar>>;
+};
+
+/// Something trainable: it names its parameters and knows the type of their gradients.
+template <class T>
+concept Trainable = requires(T& trained, typename T::Gradients& gradients) {
+  T::zip_parameters([](Parameter, auto&, auto&) {}, trained, gradients);
+};
+
+/// A trainable correction Δ of a frozen weight. Both verbs add into their outputs.
+template <class A>
+concept Adapter = Trainable<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, MatrixRef<typename A::Scalar> out,
+                                           RankSlice rank, typename A::Cache& cache, const typename A::Cache& filled,
+                                           typename A::Gradients& gradients) {
+  { adapter.in_features() } -> std::same_as<Index>;
+  { adapter.out_features() } -> std::same_as<Index>;
+  { adapter.max_rank() } -> std::same_as<Index>;
+  adapter.add_forward(in, rank, cache, out);              // (x, …, y)           y += Δ_rank(x)
+  adapter.add_backward(in, in, filled, gradients, out);   // (x, dy, …, dx)      gradients += ∂/∂θ, dx += ∂/∂x
+};
+
+/// An adapter that is linear in its input, so that it can be merged: delta(b) is Δ_b as an out × in matrix.
+template <class A>
+concept MergeableAdapter = Adapter<A> && requires(const A& adapter, RankSlice rank) {
+  { adapter.delta(rank) } -> std::convertible_to<Matrix<typename A::Scalar>>;
+};
+
+/// Something that maps and differentiates, and keeps what its backward needs in a cache that the caller owns. Backward is the
+/// vector-Jacobian product: the gradient of ⟨forward(x), dy⟩.
+template <class L>
+concept Layer = Trainable<L> && requires(const L& layer, ConstMatrixRef<typename L::Scalar> in, MatrixRef<typename L::Scalar> out,
+                                         RankSlice rank, typename L::Cache& cache, const typename L::Cache& filled,
+                                         typename L::Gradients& gradients) {
+  { layer.in_features() } -> std::same_as<Index>;
+  { layer.out_features() } -> std::same_as<Index>;
+  { layer.max_rank() } -> std::same_as<Index>;
+  { layer.forward(in, rank) } -> std::same_as<Matrix<typename L::Scalar>>;
+  { layer.forward(in, rank, cache) } -> std::same_as<Matrix<typename L::Scalar>>;
+  { layer.backward(in, filled, gradients) } -> std::same_as<Matrix<typename L::Scalar>>;
+  layer.forward(in, rank, cache, out);
+  layer.backward(in, filled, gradients, out);
+};
+
+/// A layer that can work on an input which the caller keeps: what a composite layer builds on, so that an activation read by several
+/// projections is stored once.
+template <class P>
+concept Projection = Trainable<P> && requires(const P& projection, ConstMatrixRef<typename P::Scalar> in, MatrixRef<typename P::Scalar> out,
+                                              RankSlice rank, typename P::ProjectionCache& cache, const typename P::ProjectionCache& filled,
+                                              typename P::Gradients& gradients) {
+  { projection.in_features() } -> std::same_as<Index>;
+  { projection.out_features() } -> std::same_as<Index>;
+  { projection.max_rank() } -> std::same_as<Index>;
+  projection.apply(in, rank, cache, out);                   // (x, …, y)         y = projection(x)
+  projection.add_backward(in, in, filled, gradients, out);  // (x, dy, …, dx)    gradients += ∂/∂θ, dx += ∂/∂x
+};
+
+}  // namespace dylora
+
+#endif

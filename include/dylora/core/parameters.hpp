@@ -1,0 +1,171 @@
+#ifndef DYLORA_CORE_PARAMETERS_HPP
+#define DYLORA_CORE_PARAMETERS_HPP
+
+#include <cmath>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dylora/core/error.hpp"
+#include "dylora/core/rank.hpp"
+#include "dylora/core/types.hpp"
+
+/// The one traversal over what is trained, and what follows from it alone.
+///
+/// A trainable type T names its parameters once:
+///
+///     template <class F, class... T>
+///     static void zip_parameters(F&& f, T&... t) {
+///       f(Parameter{"lora_A", RankAxis::rows}, t.A...);
+///       f(Parameter{"lora_B", RankAxis::cols}, t.B...);
+///     }
+///
+/// The same call walks the layer, its gradients and an optimiser's moments in step. Whoever traverses (optimisers, clipping, counting,
+/// checkpoints, the gradient check) knows no layer; whoever writes a layer knows none of them.
+namespace dylora {
+
+/// Along which side of a parameter its rank components lie, if it has any.
+enum class RankAxis { none, rows, cols };
+
+struct Parameter {
+  std::string_view name;  ///< dotted path, valid during the visit: "q_proj.lora_A"
+  RankAxis rank_axis = RankAxis::none;
+};
+
+/// The derivative of a loss with respect to a parameter of type M, summed over the backward calls since it was cleared, and the rank
+/// components that those calls trained. Without a rank axis `components` is empty and the whole parameter counts as trained.
+template <class M>
+struct Gradient : M {
+  using M::M;
+  using M::operator=;
+  ComponentSet components;
+};
+
+namespace detail {
+
+template <class M>
+Index component_count(RankAxis axis, const M& parameter) {
+  return axis == RankAxis::rows ? parameter.rows() : axis == RankAxis::cols ? parameter.cols() : 0;
+}
+
+/// Components [begin, end) of a parameter as a block of it.
+template <class M>
+auto component_block(RankAxis axis, M& parameter, Index begin, Index end) {
+  return axis == RankAxis::rows ? parameter.block(begin, 0, end - begin, parameter.cols())
+                                : parameter.block(0, begin, parameter.rows(), end - begin);
+}
+
+/// Throws ShapeError unless `gradient` is what zeros_like makes for `parameter`.
+template <class M>
+void require_gradient(const Gradient<M>& gradient, const M& parameter, RankAxis axis, std::string_view what) {
+  const Index count = component_count(axis, parameter);
+  if (gradient.rows() == parameter.rows() && gradient.cols() == parameter.cols() && gradient.components.size() == count) return;
+  const auto describe = [](const M& m, Index components) {
+    return std::to_string(m.rows()) + " × " + std::to_string(m.cols()) + " with " + std::to_string(components) + " rank components";
+  };
+  throw ShapeError(std::string(what) + ": expected " + describe(parameter, count) + ", as zeros_like makes it, got " +
+                   describe(gradient, gradient.components.size()));
+}
+
+/// Calls f(begin, end) for each run of components that `gradient` has trained; once, with its whole extent, where it does not say.
+template <class G, class F>
+void for_each_trained_range(RankAxis axis, const G& gradient, F&& f) {
+  if constexpr (requires { gradient.components; }) {
+    if (axis != RankAxis::none) return gradient.components.for_each_range(f);
+  }
+  f(Index{0}, axis == RankAxis::rows ? gradient.rows() : gradient.cols());
+}
+
+template <class Element>
+void match_size(std::vector<Element>& elements, std::size_t size) {
+  elements.resize(size);
+}
+template <class Element>
+void match_size(const std::vector<Element>& /*elements*/, std::size_t /*size*/) {}
+
+}  // namespace detail
+
+/// f as it looks from inside a member called `name`: parameters become "name.parameter". How a composite traverses its members:
+///
+///     Attention<float>::zip_parameters(scoped("attn", f), t.attention...);
+template <class F>
+auto scoped(std::string_view name, F& f) {
+  return [name, &f](Parameter parameter, auto&... members) {
+    const std::string path = std::string(name) + '.' + std::string(parameter.name);
+    f(Parameter{path, parameter.rank_axis}, members...);
+  };
+}
+
+/// The traversal over a vector of elements: "name.0.parameter", "name.1.parameter" and so on. The first vector says how many there are;
+/// those beside it that can be resized are.
+///
+///     zip_elements<Block>("h", f, t.blocks...);
+template <class Element, class F, class First, class... Rest>
+void zip_elements(std::string_view name, F& f, First& first, Rest&... rest) {
+  (detail::match_size(rest, first.size()), ...);
+  for (std::size_t i = 0; i < first.size(); ++i) {
+    const std::string path = std::string(name) + '.' + std::to_string(i);
+    Element::zip_parameters(scoped(path, f), first[i], rest[i]...);
+  }
+}
+
+/// Gradients of the shape of `trained`, all zero, no component trained.
+template <class T>
+typename T::Gradients zeros_like(const T& trained) {
+  typename T::Gradients gradients;
+  T::zip_parameters(
+      [](Parameter parameter, const auto& p, auto& g) {
+        g.setZero(p.rows(), p.cols());
+        if constexpr (requires { g.components; }) g.components = ComponentSet(detail::component_count(parameter.rank_axis, p));
+      },
+      trained, gradients);
+  return gradients;
+}
+
+/// gradients = 0 and no component trained; what a training loop does before the first backward of a step.
+template <class T>
+void set_zero(const T& /*trained*/, typename T::Gradients& gradients) {
+  T::zip_parameters(
+      [](Parameter, auto& g) {
+        g.setZero();
+        if constexpr (requires { g.components; }) g.components.clear();
+      },
+      gradients);
+}
+
+/// sum += other: how the gradients of several workers come together. Add them in a fixed order, and the bits stay fixed too.
+template <class T>
+void add(const T& /*trained*/, typename T::Gradients& sum, const typename T::Gradients& other) {
+  T::zip_parameters(
+      [](Parameter, auto& s, const auto& o) {
+        s += o;
+        if constexpr (requires { s.components; }) s.components.insert(o.components);
+      },
+      sum, other);
+}
+
+/// √ Σ g² over all parameters, summed in double. Components that were not trained hold zeros and are not read.
+template <class T>
+double norm(const T& /*trained*/, const typename T::Gradients& gradients) {
+  double sum = 0;
+  T::zip_parameters(
+      [&](Parameter parameter, const auto& g) {
+        detail::for_each_trained_range(parameter.rank_axis, g, [&](Index begin, Index end) {
+          sum += detail::component_block(parameter.rank_axis, g, begin, end).template cast<double>().squaredNorm();
+        });
+      },
+      gradients);
+  return std::sqrt(sum);
+}
+
+/// The number of trainable values.
+template <class T>
+Index parameter_count(const T& trained) {
+  Index count = 0;
+  T::zip_parameters([&](Parameter, const auto& p) { count += p.size(); }, trained);
+  return count;
+}
+
+}  // namespace dylora
+
+#endif

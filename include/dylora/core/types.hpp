@@ -1,0 +1,34 @@
+#ifndef DYLORA_CORE_TYPES_HPP
+#define DYLORA_CORE_TYPES_HPP
+
+#include <Eigen/Core>
+
+/// One column per sample: activations are features × samples (for text: features × tokens), weights out × in, and y = W x.
+/// Every shape in this library follows that rule.
+namespace dylora {
+
+using Index = Eigen::Index;
+
+/// Column-major, Eigen's default: a sample's features are contiguous.
+template <class Scalar>
+using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic>;
+
+/// Row-major: how PyTorch and safetensors store a weight.
+template <class Scalar>
+using RowMatrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+template <class Scalar>
+using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
+
+/// An argument that is written in place: a Matrix, or a block of whole columns or of some rows of one.
+template <class Scalar>
+using MatrixRef = Eigen::Ref<Matrix<Scalar>>;
+
+/// An argument that is only read. Binds without a copy to a column-major matrix or block; a row-major or otherwise strided argument, or
+/// an expression, is evaluated into a temporary.
+template <class Scalar>
+using ConstMatrixRef = Eigen::Ref<const Matrix<Scalar>>;
+
+}  // namespace dylora
+
+#endif
