@@ -1,0 +1,109 @@
+#ifndef DYLORA_ADAPTERS_DROPOUT_HPP
+#define DYLORA_ADAPTERS_DROPOUT_HPP
+
+#include <concepts>
+#include <cstdint>
+#include <optional>
+#include <utility>
+
+#include "dylora/core/buffer.hpp"
+#include "dylora/core/concepts.hpp"
+#include "dylora/core/error.hpp"
+#include "dylora/core/random.hpp"
+#include "dylora/core/rank.hpp"
+#include "dylora/core/types.hpp"
+
+namespace dylora {
+
+template <class AdapterOptions>
+struct DropoutOptions {
+  AdapterOptions adapter = {};
+  double probability = 0.1;  ///< p in [0, 1): how often an input of the adapter is dropped
+};
+
+/// Δ(M ∘ x), with M zero with probability p and 1 / (1 − p) otherwise: dropout on the input of any adapter, never on the base
+/// (LoRA, arXiv 2106.09685, as loralib and PEFT place it).
+///
+///     Linear<float, Dropout<LowRank<float>>> layer(W, {.adapter = {.max_rank = 8}, .probability = 0.1}, rng);
+///     cache.adapter.rng = Rng(seed);   // from now on each forward with this cache draws a fresh mask
+///
+/// There is no train/eval mode: whether a call drops is a property of the cache it was given. A cache without an Rng, and hence every
+/// inference, drops nothing. p is rounded to a multiple of 2⁻¹⁶.
+template <class Inner>
+  requires Adapter<Inner>
+struct Dropout {
+  using Scalar = typename Inner::Scalar;
+  using S = Scalar;
+  using Options = DropoutOptions<typename Inner::Options>;
+
+  struct Gradients {
+    typename Inner::Gradients inner;
+    Buffer<S> dx;  // workspace of add_backward
+  };
+
+  struct Cache {
+    std::optional<Rng> rng;
+    bool dropped = false;
+    Buffer<std::uint8_t> kept;
+    Buffer<S> x;  // M ∘ x
+    typename Inner::Cache inner;
+  };
+
+  Inner inner;
+  double probability;
+
+  /// Throws std::invalid_argument unless 0 ≤ p < 1.
+  Dropout(Inner inner_, double probability_) : inner(std::move(inner_)), probability(probability_) {
+    detail::require_option(probability >= 0 && probability < 1, probability, "Dropout: probability", "a number in [0, 1)");
+  }
+  Dropout(Index in_features, Index out_features, Options options, Rng& rng)
+      : Dropout(Inner(in_features, out_features, options.adapter, rng), options.probability) {}
+
+  Index in_features() const { return inner.in_features(); }
+  Index out_features() const { return inner.out_features(); }
+  Index max_rank() const { return inner.max_rank(); }
+
+  /// y += Δ(M ∘ x). As the inner adapter's, with a pass over x for the mask, four elements of which cost one random word.
+  void add_forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache, MatrixRef<S> y) const {
+    cache.dropped = cache.rng.has_value() && threshold() > 0;
+    if (!cache.dropped) return inner.add_forward(x, rank, cache.inner, y);
+    auto kept = cache.kept.resize(x.rows(), x.cols());
+    std::uint64_t word = 0;
+    for (Index i = 0; i < kept.size(); ++i, word >>= 16) {
+      if (i % 4 == 0) word = cache.rng->next();
+      kept.data()[i] = (word & 0xffff) >= threshold();
+    }
+    cache.x.resize(x.rows(), x.cols()) = kept.array().template cast<bool>().select(gain() * x.array(), S(0));
+    inner.add_forward(cache.x.view(), rank, cache.inner, y);
+  }
+
+  /// dx += M ∘ ∂Δ/∂(M ∘ x); gradients += those of the inner adapter at M ∘ x.
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    if (!cache.dropped) return inner.add_backward(x, dy, cache.inner, gradients.inner, dx);
+    detail::require_equal(dx.rows(), cache.x.rows(), "Dropout::add_backward: rows of dx");
+    detail::require_equal(dx.cols(), cache.x.cols(), "Dropout::add_backward: samples in dx");
+    auto masked = gradients.dx.resize(cache.x.rows(), cache.x.cols());
+    masked.setZero();
+    inner.add_backward(cache.x.view(), dy, cache.inner, gradients.inner, masked);
+    dx.array() += cache.kept.view().array().template cast<bool>().select(gain() * masked.array(), S(0));
+  }
+
+  Matrix<S> delta(RankSlice rank) const
+    requires MergeableAdapter<Inner>
+  {
+    return inner.delta(rank);
+  }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    Inner::zip_parameters(f, t.inner...);
+  }
+
+ private:
+  std::uint64_t threshold() const { return static_cast<std::uint64_t>(probability * 0x1p16); }
+  S gain() const { return static_cast<S>(1 / (1 - static_cast<double>(threshold()) * 0x1p-16)); }
+};
+
+}  // namespace dylora
+
+#endif

@@ -1,0 +1,157 @@
+#ifndef DYLORA_ADAPTERS_LOW_RANK_HPP
+#define DYLORA_ADAPTERS_LOW_RANK_HPP
+
+#include <cmath>
+#include <concepts>
+#include <string_view>
+#include <utility>
+
+#include "dylora/core/buffer.hpp"
+#include "dylora/core/error.hpp"
+#include "dylora/core/parameters.hpp"
+#include "dylora/core/product.hpp"
+#include "dylora/core/random.hpp"
+#include "dylora/core/rank.hpp"
+#include "dylora/core/scale.hpp"
+#include "dylora/core/types.hpp"
+
+namespace dylora {
+
+struct LowRankOptions {
+  Index max_rank = 8;                  ///< R, at most min(in, out); 0 means no adapter, as in loralib
+  double alpha = 16;                   ///< α > 0, the numerator of the scale
+  ScaleRule scale = alpha_over_rank;   ///< s(b)
+};
+
+/// Δ_b(x) = s(b) · B[:, :b] · A[:b, :] · x
+///
+/// DyLoRA (Valipour et al., arXiv 2210.07558, eqs. 5–8): one adapter that works at every rank b in 1..R, because training draws b anew at
+/// each step and computes with the first b components only. At b = R always, it is LoRA (arXiv 2106.09685).
+///
+///     LowRank<float> adapter(in, out, {.max_rank = 8, .alpha = 16}, rng);   // A uniform in ±1/√in, B = 0, so Δ = 0
+///     LowRank<float>::Cache cache;
+///     auto gradients = zeros_like(adapter);
+///     adapter.add_forward(x, 4, cache, y);                                  // y += Δ_4(x)
+///     adapter.add_backward(x, dy, cache, gradients, dx);
+///
+/// Component i is row i of A and column i of B, each contiguous: a rank-b adapter is a prefix of both buffers. Components outside the
+/// active ones are neither read nor written.
+template <std::floating_point S>
+struct LowRank {
+  using Scalar = S;
+  using Options = LowRankOptions;
+
+  struct Gradients {
+    Gradient<RowMatrix<S>> A;
+    Gradient<Matrix<S>> B;
+    Buffer<S> dh;  // workspace of add_backward
+  };
+
+  /// Filled by one add_forward, read by any number of add_backward.
+  struct Cache {
+    RankSlice rank = RankSlice::none();
+    Index samples = 0;
+    Buffer<S> h;  // A_b x
+  };
+
+  RowMatrix<S> A;  // R × in
+  Matrix<S> B;     // out × R
+  Options options;
+
+  /// Fresh: A Kaiming-uniform with a = √5, which is U(−1/√in, 1/√in); B = 0.
+  /// Throws std::invalid_argument if max_rank is outside [0, min(in, out)] or alpha is not a finite number above 0.
+  LowRank(Index in_features, Index out_features, Options options_, Rng& rng) : options(options_) {
+    detail::require_in_range(options.max_rank, 0, std::min(in_features, out_features), "LowRank: max_rank");
+    require_alpha();
+    A = random_uniform<S, RowMatrix<S>>(options.max_rank, in_features, 1 / std::sqrt(static_cast<double>(in_features)), rng);
+    B = Matrix<S>::Zero(out_features, options.max_rank);
+  }
+
+  /// From trained factors; options.max_rank is taken from them. Throws ShapeError if A and B disagree about the rank.
+  LowRank(RowMatrix<S> A_, Matrix<S> B_, Options options_) : A(std::move(A_)), B(std::move(B_)), options(options_) {
+    detail::require_equal(B.cols(), A.rows(), "LowRank: columns of B (rank) against rows of A");
+    options.max_rank = A.rows();
+    require_alpha();
+  }
+
+  Index in_features() const { return A.cols(); }
+  Index out_features() const { return B.rows(); }
+  Index max_rank() const { return A.rows(); }
+  S scale(Index rank) const { return static_cast<S>(options.scale(options.alpha, rank, max_rank())); }
+
+  /// y += s(b) · B_b · A_b · x, where b = rank.active.
+  ///
+  /// x in × n, keep it until add_backward; y out × n, added to; cache overwritten.
+  /// Throws ShapeError if x or y do not fit, std::invalid_argument if b > max_rank. Costs 2·b·n·(in + out) flops; allocates only when
+  /// the cache grows.
+  void add_forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache, MatrixRef<S> y) const {
+    rank = checked(rank, "LowRank::add_forward");
+    detail::require_equal(x.rows(), in_features(), "LowRank::add_forward: rows of x");
+    detail::require_equal(y.rows(), out_features(), "LowRank::add_forward: rows of y");
+    detail::require_equal(y.cols(), x.cols(), "LowRank::add_forward: samples in y");
+    const Index b = rank.active;
+    cache.rank = rank;
+    cache.samples = x.cols();
+    if (b == 0) return;
+    auto h = cache.h.resize(b, x.cols());
+    set_product(h, A.topRows(b), x);
+    add_product(y, B.leftCols(b), h, scale(b));
+  }
+
+  /// The vector-Jacobian product of add_forward at the cached rank. With s = s(b), h = A_b x and the slice [t, b) trained:
+  ///
+  ///     y = s B_b h         dB[:, t:b] += s · dy · h[t:b]ᵀ      dh = s · B_bᵀ · dy
+  ///     h = A_b x           dA[t:b, :] += dh[t:b] · xᵀ          dx += A_bᵀ · dh
+  ///
+  /// x and dy as in add_forward; gradients and dx (in × n) are added to. The frozen prefix [0, t) still passes gradient to x.
+  /// Throws ShapeError if something does not fit or the cache was not filled. Costs 4·b·n·(in + out) flops at t = 0.
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    detail::require_equal(dy.rows(), out_features(), "LowRank::add_backward: rows of dy");
+    detail::require_equal(dy.cols(), cache.samples, "LowRank::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
+    detail::require_equal(x.rows(), in_features(), "LowRank::add_backward: rows of x");
+    detail::require_equal(x.cols(), dy.cols(), "LowRank::add_backward: samples in x");
+    detail::require_equal(dx.rows(), in_features(), "LowRank::add_backward: rows of dx");
+    detail::require_equal(dx.cols(), dy.cols(), "LowRank::add_backward: samples in dx");
+    detail::require_gradient(gradients.A, A, RankAxis::rows, "LowRank::add_backward: gradient of lora_A");
+    detail::require_gradient(gradients.B, B, RankAxis::cols, "LowRank::add_backward: gradient of lora_B");
+    const Index b = cache.rank.active, t = cache.rank.trainable_from, trained = cache.rank.trainable();
+    if (b == 0) return;
+    const auto h = cache.h.view();
+    auto dh = gradients.dh.resize(b, dy.cols());
+    add_product(gradients.B.middleCols(t, trained), dy, h.middleRows(t, trained).transpose(), scale(b));
+    set_product(dh, B.leftCols(b).transpose(), dy, scale(b));
+    add_product(gradients.A.middleRows(t, trained), dh.middleRows(t, trained), x.transpose());
+    add_product(dx, A.topRows(b).transpose(), dh);
+    gradients.A.components.insert(cache.rank);
+    gradients.B.components.insert(cache.rank);
+  }
+
+  /// Δ_b as a matrix: s(b) · B_b · A_b, out × in.
+  Matrix<S> delta(RankSlice rank) const {
+    const Index b = checked(rank, "LowRank::delta").active;
+    Matrix<S> result(out_features(), in_features());
+    set_product(result, B.leftCols(b), A.topRows(b), b > 0 ? scale(b) : S(0));
+    return result;
+  }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    f(Parameter{"lora_A", RankAxis::rows}, t.A...);
+    f(Parameter{"lora_B", RankAxis::cols}, t.B...);
+  }
+
+ private:
+  RankSlice checked(RankSlice rank, std::string_view what) const {
+    if (max_rank() == 0) return RankSlice::none();
+    detail::require_rank(rank, max_rank(), what);
+    return rank;
+  }
+
+  void require_alpha() const {
+    detail::require_option(options.alpha > 0 && std::isfinite(options.alpha), options.alpha, "LowRank: alpha", "a finite number > 0");
+  }
+};
+
+}  // namespace dylora
+
+#endif

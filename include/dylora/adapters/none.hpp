@@ -1,0 +1,43 @@
+#ifndef DYLORA_ADAPTERS_NONE_HPP
+#define DYLORA_ADAPTERS_NONE_HPP
+
+#include <concepts>
+
+#include "dylora/core/rank.hpp"
+#include "dylora/core/types.hpp"
+
+namespace dylora {
+
+/// Δ = 0: no adapter. It makes a frozen projection inside a composite layer, and accepts any rank because it has no component to choose.
+///
+///     using Frozen = Linear<float, NoAdapter<float>>;
+///     Attention<float, Linear<float>, Frozen, Linear<float>, Frozen> attention(q, k, v, o, {.heads = 4});   // adapters on q and v
+template <std::floating_point S>
+struct NoAdapter {
+  using Scalar = S;
+  struct Options {};
+  struct Gradients {};
+  struct Cache {};
+
+  NoAdapter(Index in_features, Index out_features) : in_features_(in_features), out_features_(out_features) {}
+
+  Index in_features() const { return in_features_; }
+  Index out_features() const { return out_features_; }
+  Index max_rank() const { return 0; }
+
+  void add_forward(ConstMatrixRef<S> /*x*/, RankSlice /*rank*/, Cache& /*cache*/, MatrixRef<S> /*y*/) const {}
+  void add_backward(ConstMatrixRef<S> /*x*/, ConstMatrixRef<S> /*dy*/, const Cache& /*cache*/, Gradients& /*gradients*/,
+                    MatrixRef<S> /*dx*/) const {}
+
+  Matrix<S> delta(RankSlice /*rank*/) const { return Matrix<S>::Zero(out_features_, in_features_); }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& /*f*/, T&... /*t*/) {}
+
+ private:
+  Index in_features_, out_features_;
+};
+
+}  // namespace dylora
+
+#endif

@@ -1,0 +1,270 @@
+#ifndef DYLORA_LAYERS_ATTENTION_HPP
+#define DYLORA_LAYERS_ATTENTION_HPP
+
+#include <algorithm>
+#include <concepts>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "dylora/core/buffer.hpp"
+#include "dylora/core/concepts.hpp"
+#include "dylora/core/error.hpp"
+#include "dylora/core/parallel.hpp"
+#include "dylora/core/sequences.hpp"
+#include "dylora/layers/attention_kernel.hpp"
+#include "dylora/layers/key_value_cache.hpp"
+#include "dylora/layers/linear.hpp"
+
+namespace dylora {
+
+struct AttentionOptions {
+  Index heads = 1;
+  Index key_value_heads = 0;  ///< 0 means as many as heads; fewer, a divisor of heads, makes groups of heads share keys and values
+  bool causal = true;         ///< a token sees itself and those before it in its sequence, or all of its sequence
+};
+
+/// y = W_o · concat_h( V_h · softmax(K_hᵀ Q_h / √d) ),  Q = W_q x, K = W_k x, V = W_v x, d = head_dim
+///
+/// Multi-head self-attention (arXiv 1706.03762) with grouped key/value heads (arXiv 2305.13245) over a batch of sequences laid end to end,
+/// its four projections adapted or frozen, each as its type says.
+///
+///     const auto projection = [&] { return Linear<float>(W, {.max_rank = 8}, rng); };
+///     Attention<float> attention(projection(), projection(), projection(), projection(), {.heads = 4});
+///     const Matrix<float> y = attention.forward(x, Sequences({17, 5, 42}), 4, cache);     // without Sequences, x is one sequence
+///     const Matrix<float> dx = attention.backward(dy, cache, gradients);
+///
+/// Scores live in tiles of 64 × 64, never whole: memory grows with the number of tokens, not with its square, and the backward recomputes
+/// them. Work is split over sequences and heads. Const both ways and safe to share, as Linear.
+template <std::floating_point S, Projection Query = Linear<S>, Projection Key = Query, Projection Value = Query, Projection Output = Query>
+struct Attention {
+  using Scalar = S;
+
+  struct Gradients {
+    typename Query::Gradients q;
+    typename Key::Gradients k;
+    typename Value::Gradients v;
+    typename Output::Gradients o;
+    Buffer<S> dQ, dK, dV, d_context, dot;  // workspace of backward
+  };
+
+  /// Filled by one forward, read by any number of backward. x is kept once for q, k and v.
+  struct Cache {
+    Sequences sequences;
+    Buffer<S> x, Q, K, V, context;
+    Buffer<S> logsumexp;  // tokens × heads
+    typename Query::ProjectionCache q;
+    typename Key::ProjectionCache k;
+    typename Value::ProjectionCache v;
+    typename Output::ProjectionCache o;
+  };
+
+  Query q;
+  Key k;
+  Value v;
+  Output o;
+  AttentionOptions options;
+
+  /// Throws ShapeError if the projections do not fit each other, std::invalid_argument if the heads do not divide their features.
+  Attention(Query q_, Key k_, Value v_, Output o_, AttentionOptions options_)
+      : q(std::move(q_)), k(std::move(k_)), v(std::move(v_)), o(std::move(o_)), options(options_) {
+    detail::require_in_range(options.heads, 1, q.out_features(), "Attention: heads");
+    if (options.key_value_heads == 0) options.key_value_heads = options.heads;
+    detail::require_in_range(options.key_value_heads, 1, options.heads, "Attention: key_value_heads");
+    if (q.out_features() % options.heads != 0 || options.heads % options.key_value_heads != 0) {
+      throw std::invalid_argument("Attention: expected heads to divide q's " + std::to_string(q.out_features()) +
+                                  " features and key_value_heads to divide heads, got heads " + std::to_string(options.heads) +
+                                  " and key_value_heads " + std::to_string(options.key_value_heads));
+    }
+    detail::require_equal(k.in_features(), q.in_features(), "Attention: in_features of k");
+    detail::require_equal(v.in_features(), q.in_features(), "Attention: in_features of v");
+    detail::require_equal(k.out_features(), head_dim() * options.key_value_heads, "Attention: out_features of k");
+    detail::require_equal(v.out_features(), head_dim() * options.key_value_heads, "Attention: out_features of v");
+    detail::require_equal(o.in_features(), q.out_features(), "Attention: in_features of o");
+  }
+
+  Index in_features() const { return q.in_features(); }
+  Index out_features() const { return o.out_features(); }
+  Index max_rank() const { return std::max({q.max_rank(), k.max_rank(), v.max_rank(), o.max_rank()}); }
+  Index head_dim() const { return q.out_features() / options.heads; }
+
+  /// x in × tokens, its columns divided by `sequences`; returns out × tokens; the cache is overwritten.
+  /// Throws ShapeError if x and the sequences disagree, std::invalid_argument for the rank.
+  /// Costs the four projections and 4·head_dim·heads flops per query and visible key.
+  Matrix<S> forward(ConstMatrixRef<S> x, const Sequences& sequences, RankSlice rank, Cache& cache) const {
+    Matrix<S> y(out_features(), x.cols());
+    forward(x, sequences, rank, cache, y);
+    return y;
+  }
+
+  /// The same into the caller's y (out × tokens, overwritten); allocates only when the cache grows.
+  void forward(ConstMatrixRef<S> x, const Sequences& sequences, RankSlice rank, Cache& cache, MatrixRef<S> y) const {
+    detail::require_samples(x.cols(), "Attention::forward: x");
+    detail::require_equal(x.cols(), sequences.tokens(), "Attention::forward: tokens in x, against the sequences");
+    cache.x.resize(in_features(), 0);  // if this call throws, the cache counts as not filled
+    q.apply(x, rank, cache.q, cache.Q.resize(q.out_features(), x.cols()));
+    k.apply(x, rank, cache.k, cache.K.resize(k.out_features(), x.cols()));
+    v.apply(x, rank, cache.v, cache.V.resize(v.out_features(), x.cols()));
+    cache.sequences = sequences;
+    mix(cache);
+    o.apply(cache.context.view(), rank, cache.o, y);
+    cache.x.assign(x);
+  }
+
+  Matrix<S> forward(ConstMatrixRef<S> x, const Sequences& sequences, RankSlice rank) const {
+    Cache scratch;
+    return forward(x, sequences, rank, scratch);
+  }
+
+  /// x as one sequence.
+  Matrix<S> forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache) const { return forward(x, one_sequence(x), rank, cache); }
+  void forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache, MatrixRef<S> y) const { forward(x, one_sequence(x), rank, cache, y); }
+  Matrix<S> forward(ConstMatrixRef<S> x, RankSlice rank) const { return forward(x, one_sequence(x), rank); }
+
+  /// The vector-Jacobian product of the cached forward: gradients are added to; returns dx, in × tokens.
+  /// Throws ShapeError if dy does not fit or the cache was not filled.
+  /// Costs the projections' backward and 10·head_dim·heads flops per query and visible key.
+  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    Matrix<S> dx(in_features(), dy.cols());
+    backward(dy, cache, gradients, dx);
+    return dx;
+  }
+
+  /// The same into the caller's dx (in × tokens, overwritten); allocates only when the workspace in `gradients` grows.
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    detail::require_samples(dy.cols(), "Attention::backward: dy");
+    detail::require_equal(dy.cols(), cache.x.cols(), "Attention::backward: tokens in dy, against the cache (was it filled by forward?)");
+    detail::require_equal(dx.rows(), in_features(), "Attention::backward: rows of dx");
+    detail::require_equal(dx.cols(), dy.cols(), "Attention::backward: samples in dx");
+    auto d_context = gradients.d_context.resize(o.in_features(), dy.cols());
+    d_context.setZero();
+    o.add_backward(cache.context.view(), dy, cache.o, gradients.o, d_context);
+    mix_backward(cache, gradients);
+    dx.setZero();
+    q.add_backward(cache.x.view(), gradients.dQ.view(), cache.q, gradients.q, dx);
+    k.add_backward(cache.x.view(), gradients.dK.view(), cache.k, gradients.k, dx);
+    v.add_backward(cache.x.view(), gradients.dV.view(), cache.v, gradients.v, dx);
+  }
+
+  /// Generation: the outputs for the next tokens of one sequence, whose earlier keys and values are in `past`; theirs are appended.
+  ///
+  /// x in × n, the n ≥ 1 tokens that follow; the rank may change from call to call. Equal bit for bit to the last n columns of one
+  /// forward over the whole sequence at the same rank. Throws std::invalid_argument if the attention is not causal, ShapeError if x or
+  /// `past` do not fit.
+  Matrix<S> extend(ConstMatrixRef<S> x, RankSlice rank, KeyValueCache<S>& past) const {
+    if (!options.causal) throw std::invalid_argument("Attention::extend: expected a causal attention; without it every token sees the future");
+    detail::require_samples(x.cols(), "Attention::extend: x");
+    Cache fresh;
+    q.apply(x, rank, fresh.q, fresh.Q.resize(q.out_features(), x.cols()));
+    k.apply(x, rank, fresh.k, fresh.K.resize(k.out_features(), x.cols()));
+    v.apply(x, rank, fresh.v, fresh.V.resize(v.out_features(), x.cols()));
+    const Index offset = past.length();
+    past.append(fresh.K.view(), fresh.V.view());
+    auto context = fresh.context.resize(q.out_features(), x.cols());
+    auto logsumexp = fresh.logsumexp.resize(x.cols(), options.heads);
+    const detail::AttentionShape shape{x.cols(), past.length(), offset, true};
+    const Index tiles = (x.cols() + detail::attention_tile - 1) / detail::attention_tile;
+    for_each_task(tiles * options.heads, work(x.cols(), past.length()), [&](Index task) {
+      const Index head = task % options.heads;
+      attend_tile(shape, task / options.heads, head, fresh.Q.view(), past.keys(), past.values(), context, logsumexp.col(head).data());
+    });
+    Matrix<S> y(out_features(), x.cols());
+    o.apply(context, rank, fresh.o, y);
+    return y;
+  }
+
+  /// The attention with every projection merged at `rank`; this one stays as it is.
+  auto merged(RankSlice rank) const {
+    using Merged = FrozenLinear<S>;
+    return Attention<S, Merged>(Merged(q.merged(rank)), Merged(k.merged(rank)), Merged(v.merged(rank)), Merged(o.merged(rank)), options);
+  }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    Query::zip_parameters(scoped("q_proj", f), t.q...);
+    Key::zip_parameters(scoped("k_proj", f), t.k...);
+    Value::zip_parameters(scoped("v_proj", f), t.v...);
+    Output::zip_parameters(scoped("o_proj", f), t.o...);
+  }
+
+ private:
+  static Sequences one_sequence(const ConstMatrixRef<S>& x) {
+    detail::require_samples(x.cols(), "Attention::forward: x");
+    return Sequences::equal(1, x.cols());
+  }
+
+  S temperature() const { return static_cast<S>(1 / std::sqrt(static_cast<double>(head_dim()))); }
+  Index group() const { return options.heads / options.key_value_heads; }
+  double work(Index queries, Index keys) const {
+    return 2.0 * static_cast<double>(q.out_features()) * static_cast<double>(queries) * static_cast<double>(keys);
+  }
+  double work(const Sequences& sequences) const {
+    double sum = 0;
+    for (Index s = 0; s < sequences.count(); ++s) sum += work(sequences.length(s), sequences.length(s));
+    return sum;
+  }
+
+  template <class M>
+  auto head_rows(M&& matrix, Index head) const {
+    return matrix.middleRows(head * head_dim(), head_dim());
+  }
+
+  void attend_tile(const detail::AttentionShape& shape, Index tile, Index head, ConstMatrixRef<S> queries, ConstMatrixRef<S> keys,
+                   ConstMatrixRef<S> values, MatrixRef<S> context, S* logsumexp) const {
+    const Index query = tile * detail::attention_tile, group_head = head / group();
+    detail::attend<S>(shape, temperature(), query, std::min(detail::attention_tile, shape.queries - query), head_rows(queries, head),
+                      head_rows(keys, group_head), head_rows(values, group_head), head_rows(context, head), logsumexp);
+  }
+
+  /// context = the heads' outputs; a task owns one head of one tile of queries.
+  void mix(Cache& cache) const {
+    const Sequences& sequences = cache.sequences;
+    std::vector<std::pair<Index, Index>> tiles;  // sequence, tile of it
+    for (Index s = 0; s < sequences.count(); ++s) {
+      for (Index tile = 0; tile * detail::attention_tile < sequences.length(s); ++tile) tiles.emplace_back(s, tile);
+    }
+    auto context = cache.context.resize(q.out_features(), sequences.tokens());
+    auto logsumexp = cache.logsumexp.resize(sequences.tokens(), options.heads);
+    const auto queries = std::as_const(cache.Q).view(), keys = std::as_const(cache.K).view(), values = std::as_const(cache.V).view();
+    for_each_task(static_cast<Index>(tiles.size()) * options.heads, work(sequences), [&](Index task) {
+      const auto [s, tile] = tiles[static_cast<std::size_t>(task / options.heads)];
+      const Index head = task % options.heads, begin = sequences.begin(s), n = sequences.length(s);
+      attend_tile({n, n, 0, options.causal}, tile, head, queries.middleCols(begin, n), keys.middleCols(begin, n),
+                  values.middleCols(begin, n), context.middleCols(begin, n), logsumexp.col(head).data() + begin);
+    });
+  }
+
+  /// From d_context to dQ, dK and dV; a task owns one key/value head of one sequence, with all the query heads that share it.
+  void mix_backward(const Cache& cache, Gradients& gradients) const {
+    const Sequences& sequences = cache.sequences;
+    const Index tokens = sequences.tokens();
+    auto dQ = gradients.dQ.resize(q.out_features(), tokens), dK = gradients.dK.resize(k.out_features(), tokens);
+    auto dV = gradients.dV.resize(v.out_features(), tokens), dot = gradients.dot.resize(tokens, options.heads);
+    dQ.setZero();
+    dK.setZero();
+    dV.setZero();
+    const auto queries = cache.Q.view(), keys = cache.K.view(), values = cache.V.view(), context = cache.context.view();
+    const auto logsumexp = cache.logsumexp.view();
+    const auto d_context = gradients.d_context.view();
+    for_each_task(sequences.count() * options.key_value_heads, 2.5 * work(sequences), [&](Index task) {
+      const Index s = task / options.key_value_heads, group_head = task % options.key_value_heads;
+      const Index begin = sequences.begin(s), n = sequences.length(s);
+      for (Index head = group_head * group(); head < (group_head + 1) * group(); ++head) {
+        const auto of_head = [&](auto& matrix, Index row) { return head_rows(matrix, row).middleCols(begin, n); };
+        S* const query_dots = dot.col(head).data() + begin;
+        for (Index i = 0; i < n; ++i) {
+          query_dots[i] = 0;
+          for (Index r = head * head_dim(); r < (head + 1) * head_dim(); ++r) query_dots[i] += context(r, begin + i) * d_context(r, begin + i);
+        }
+        detail::attend_backward<S>({n, n, 0, options.causal}, temperature(), of_head(queries, head), of_head(keys, group_head),
+                                   of_head(values, group_head), logsumexp.col(head).data() + begin, query_dots, of_head(d_context, head),
+                                   of_head(dQ, head), of_head(dK, group_head), of_head(dV, group_head));
+      }
+    });
+  }
+};
+
+}  // namespace dylora
+
+#endif

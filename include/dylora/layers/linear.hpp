@@ -1,0 +1,150 @@
+#ifndef DYLORA_LAYERS_LINEAR_HPP
+#define DYLORA_LAYERS_LINEAR_HPP
+
+#include <concepts>
+#include <utility>
+
+#include "dylora/adapters/low_rank.hpp"
+#include "dylora/adapters/none.hpp"
+#include "dylora/core/buffer.hpp"
+#include "dylora/core/concepts.hpp"
+#include "dylora/core/error.hpp"
+#include "dylora/core/random.hpp"
+#include "dylora/core/rank.hpp"
+#include "dylora/core/types.hpp"
+#include "dylora/weights/dense.hpp"
+
+namespace dylora {
+
+/// y = W x + bias + Δ_b(x): a frozen weight and a trainable adapter.
+///
+///     Linear<float> layer(W, {.max_rank = 8, .alpha = 16}, rng);
+///     Linear<float>::Cache cache;
+///     auto gradients = zeros_like(layer);
+///     const Matrix<float> y = layer.forward(x, 4, cache);               // at rank 4
+///     const Matrix<float> dx = layer.backward(dy, cache, gradients);
+///
+/// Const both ways: the layer holds no activation, no mode and no gradient, so threads may share it at different ranks, each with a
+/// cache and gradients of its own. Two calls in flight must not share a cache.
+template <std::floating_point S, Adapter A = LowRank<S>, FrozenWeight W = DenseWeight<S>>
+struct Linear {
+  using Scalar = S;
+  using ProjectionCache = typename A::Cache;
+
+  struct Gradients {
+    typename A::Gradients adapter;
+  };
+
+  /// Filled by one forward, read by any number of backward.
+  struct Cache {
+    Buffer<S> x;
+    typename A::Cache adapter;
+  };
+
+  W base;
+  A adapter;
+
+  /// Throws ShapeError if the adapter's features are not the weight's.
+  Linear(W base_, A adapter_) : base(std::move(base_)), adapter(std::move(adapter_)) {
+    detail::require_equal(adapter.in_features(), base.cols(), "Linear: in_features of the adapter");
+    detail::require_equal(adapter.out_features(), base.rows(), "Linear: out_features of the adapter");
+  }
+
+  /// With a fresh adapter, which leaves the base's output as it is.
+  template <class Fresh = A, class Options = typename Fresh::Options>
+    requires std::constructible_from<Fresh, Index, Index, Options, Rng&>
+  Linear(W base_, Options options, Rng& rng) : base(std::move(base_)), adapter(base.cols(), base.rows(), options, rng) {}
+
+  /// Frozen.
+  explicit Linear(W base_)
+    requires std::same_as<A, NoAdapter<S>>
+      : base(std::move(base_)), adapter(base.cols(), base.rows()) {}
+
+  Index in_features() const { return base.cols(); }
+  Index out_features() const { return base.rows(); }
+  Index max_rank() const { return adapter.max_rank(); }
+
+  /// y = W x + bias + Δ_b(x), for inference.
+  ///
+  /// x in × n; b = rank.active ≤ max_rank; returns out × n.
+  /// Throws ShapeError if x does not fit or has no column, std::invalid_argument for the rank. Costs 2·n·(in·out + b·(in + out)) flops.
+  Matrix<S> forward(ConstMatrixRef<S> x, RankSlice rank) const {
+    ProjectionCache scratch;
+    Matrix<S> y(out_features(), x.cols());
+    apply(x, rank, scratch, y);
+    return y;
+  }
+
+  /// The same, and keeps in the cache (overwritten) what backward needs, a copy of x included.
+  Matrix<S> forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache) const {
+    Matrix<S> y(out_features(), x.cols());
+    forward(x, rank, cache, y);
+    return y;
+  }
+
+  /// The same into the caller's y (out × n, overwritten); allocates only when the cache grows.
+  void forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache, MatrixRef<S> y) const {
+    cache.x.resize(in_features(), 0);  // if this call throws, the cache counts as not filled
+    apply(x, rank, cache.adapter, y);
+    cache.x.assign(x);
+  }
+
+  /// dx = Wᵀ dy + (∂Δ/∂x)ᵀ dy; gradients += ∂/∂θ, at the rank of the cached forward.
+  ///
+  /// dy out × n; returns in × n. Throws ShapeError if dy does not fit or the cache was not filled.
+  /// Costs 2·n·(in·out + 2·b·(in + out)) flops.
+  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    Matrix<S> dx(in_features(), dy.cols());
+    backward(dy, cache, gradients, dx);
+    return dx;
+  }
+
+  /// The same into the caller's dx (in × n, overwritten).
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    detail::require_samples(dy.cols(), "Linear::backward: dy");
+    detail::require_equal(dy.cols(), cache.x.cols(), "Linear::backward: samples in dy, against the cache (was it filled by forward?)");
+    dx.setZero();
+    add_backward(cache.x.view(), dy, cache.adapter, gradients, dx);
+  }
+
+  /// forward for a caller that keeps x itself, as composite layers do: y (out × n) is overwritten, the cache holds no copy of x.
+  void apply(ConstMatrixRef<S> x, RankSlice rank, ProjectionCache& cache, MatrixRef<S> y) const {
+    detail::require_equal(x.rows(), in_features(), "Linear::forward: rows of x");
+    detail::require_samples(x.cols(), "Linear::forward: x");
+    detail::require_equal(y.rows(), out_features(), "Linear::forward: rows of y");
+    detail::require_equal(y.cols(), x.cols(), "Linear::forward: samples in y");
+    base.apply(x, y);
+    adapter.add_forward(x, rank, cache, y);
+  }
+
+  /// The backward of apply, with the same x: gradients and dx (in × n) are added to.
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    detail::require_equal(dy.rows(), out_features(), "Linear::backward: rows of dy");
+    detail::require_equal(dx.rows(), in_features(), "Linear::backward: rows of dx");
+    detail::require_equal(dx.cols(), dy.cols(), "Linear::backward: samples in dx");
+    base.add_apply_transposed(dy, dx);
+    adapter.add_backward(x, dy, cache, gradients.adapter, dx);
+  }
+
+  /// W + Δ_b and the bias, as a new weight; the layer stays as it is. Throws std::invalid_argument for the rank.
+  DenseWeight<S> merged(RankSlice rank) const
+    requires MergeableAdapter<A> && MergeableWeight<W>
+  {
+    Matrix<S> delta = adapter.delta(rank);
+    delta += base.dense();
+    return {std::move(delta), base.dense_bias()};
+  }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    A::zip_parameters(f, t.adapter...);
+  }
+};
+
+/// A frozen projection: no adapter, nothing trained.
+template <std::floating_point S, FrozenWeight W = DenseWeight<S>>
+using FrozenLinear = Linear<S, NoAdapter<S>, W>;
+
+}  // namespace dylora
+
+#endif

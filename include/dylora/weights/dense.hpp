@@ -1,0 +1,49 @@
+#ifndef DYLORA_WEIGHTS_DENSE_HPP
+#define DYLORA_WEIGHTS_DENSE_HPP
+
+#include <concepts>
+#include <utility>
+
+#include "dylora/core/error.hpp"
+#include "dylora/core/types.hpp"
+#include "dylora/weights/view.hpp"
+
+namespace dylora {
+
+/// A frozen weight that owns its matrix: y = W x + bias.
+///
+/// `Storage` is Matrix<S> or RowMatrix<S>; move in what you have and nothing is copied. It converts from a bare matrix, so that a layer can
+/// be made from one: Linear<float> layer(W, {.max_rank = 8}, rng).
+template <std::floating_point S, class Storage = Matrix<S>>
+struct DenseWeight {
+  using Scalar = S;
+
+  Storage W;       // out × in
+  Vector<S> bias;  // out, or no elements
+
+  /// Throws ShapeError if W is empty or the bias does not have one element per row of it.
+  DenseWeight(Storage W_, Vector<S> bias_ = {}) : W(std::move(W_)), bias(std::move(bias_)) {  // NOLINT(*-explicit-*)
+    if (bias.size() > 0) detail::require_equal(bias.size(), W.rows(), "DenseWeight: size of bias");
+    (void)view();
+  }
+
+  Index rows() const { return W.rows(); }
+  Index cols() const { return W.cols(); }
+  WeightView<S, Storage> view() const { return {W, bias}; }
+
+  /// y = W x + bias. 2·out·in·n flops.
+  void apply(ConstMatrixRef<S> x, MatrixRef<S> y) const { view().apply(x, y); }
+
+  /// dx += Wᵀ dy. 2·out·in·n flops.
+  void add_apply_transposed(ConstMatrixRef<S> dy, MatrixRef<S> dx) const { view().add_apply_transposed(dy, dx); }
+
+  /// A copy of W, without the bias.
+  Matrix<S> dense() const { return W; }
+
+  /// A copy of the bias; no elements if there is none.
+  Vector<S> dense_bias() const { return bias; }
+};
+
+}  // namespace dylora
+
+#endif

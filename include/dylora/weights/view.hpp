@@ -1,0 +1,86 @@
+#ifndef DYLORA_WEIGHTS_VIEW_HPP
+#define DYLORA_WEIGHTS_VIEW_HPP
+
+#include <concepts>
+
+#include "dylora/core/error.hpp"
+#include "dylora/core/product.hpp"
+#include "dylora/core/types.hpp"
+
+namespace dylora {
+
+/// A frozen weight over memory that somebody else owns: a base shared by many layers, or a mapped file. Nothing is copied.
+///
+///     WeightView<float, RowMatrix<float>> view(tensor.data(), out, in, bias.data());   // PyTorch's layout
+///     Linear<float, LowRank<float>, WeightView<float, RowMatrix<float>>> layer(view, {.max_rank = 8}, rng);
+///
+/// `Storage` is the order in which the memory holds the out × in matrix: Matrix<S> (column by column; also a row-major in × out, as GPT-2's
+/// Conv1D keeps it) or RowMatrix<S>. The memory must outlive every copy of the view and must not change under it.
+template <std::floating_point S, class Storage = Matrix<S>>
+class WeightView {
+ public:
+  using Scalar = S;
+  using Values = Eigen::Map<const Storage, Eigen::Unaligned, Eigen::OuterStride<>>;
+  using Bias = Eigen::Map<const Vector<S>>;
+
+  /// `values` holds out × in elements; `stride` is the distance between its columns (rows, if row-major), 0 for the tightest.
+  /// `bias` holds out elements, or is null for none. Throws ShapeError if the matrix is empty, null or narrower than its stride.
+  WeightView(const S* values, Index out, Index in, const S* bias = nullptr, Index stride = 0)
+      : WeightView(mapped(values, out, in, stride), bias) {}
+
+  /// Of a matrix and a bias (with no elements for none) that live elsewhere.
+  WeightView(const Storage& values, const Vector<S>& bias)
+      : WeightView(Values(values.data(), values.rows(), values.cols(), Eigen::OuterStride<>(values.outerStride())),
+                   bias.size() > 0 ? bias.data() : nullptr) {
+    if (bias.size() > 0) detail::require_equal(bias.size(), rows(), "WeightView: size of bias");
+  }
+
+  Index rows() const { return values_.rows(); }
+  Index cols() const { return values_.cols(); }
+  const Values& values() const { return values_; }
+  const Bias& bias() const { return bias_; }
+
+  /// y = W x + bias. 2·out·in·n flops.
+  void apply(ConstMatrixRef<S> x, MatrixRef<S> y) const {
+    if (bias_.size() == 0) return set_product(y, values_, x);
+    detail::require_equal(y.rows(), rows(), "WeightView::apply: rows of y");
+    y.colwise() = bias_;
+    add_product(y, values_, x);
+  }
+
+  /// dx += Wᵀ dy. 2·out·in·n flops.
+  void add_apply_transposed(ConstMatrixRef<S> dy, MatrixRef<S> dx) const { add_product(dx, values_.transpose(), dy); }
+
+  /// A copy of W, without the bias.
+  Matrix<S> dense() const { return values_; }
+
+  /// A copy of the bias; no elements if there is none.
+  Vector<S> dense_bias() const { return bias_; }
+
+ private:
+  WeightView(Values values, const S* bias) : values_(values), bias_(bias, bias != nullptr ? values.rows() : 0) { require_size(rows(), cols()); }
+
+  static Values mapped(const S* values, Index out, Index in, Index stride) {
+    require_size(out, in);  // before Eigen sees it
+    const Index tightest = inner_size(out, in);
+    detail::require_option(stride == 0 || stride >= tightest, static_cast<double>(stride), "WeightView: stride",
+                           "at least " + std::to_string(tightest) + " elements, or 0");
+    if (values == nullptr) throw ShapeError("WeightView: values: expected a pointer to " + std::to_string(out * in) + " elements, got null");
+    return Values(values, out, in, Eigen::OuterStride<>(stride != 0 ? stride : tightest));
+  }
+
+  static void require_size(Index out, Index in) {
+    if (out < 1 || in < 1) {
+      throw ShapeError("weight: expected at least 1 × 1, got " + std::to_string(out) + " × " + std::to_string(in));
+    }
+  }
+
+  static Index inner_size(Index out, Index in) { return Storage::IsRowMajor ? in : out; }
+
+  Values values_;
+  Bias bias_;
+};
+
+}  // namespace dylora
+
+#endif
