@@ -1,0 +1,94 @@
+#ifndef DYLORA_TRAIN_ADAMW_HPP
+#define DYLORA_TRAIN_ADAMW_HPP
+
+#include <cmath>
+#include <string>
+
+#include "dylora/core/concepts.hpp"
+#include "dylora/core/error.hpp"
+#include "dylora/core/parameters.hpp"
+#include "dylora/train/update.hpp"
+
+namespace dylora {
+
+struct AdamWOptions {
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0;              ///< decoupled: p loses lr · weight_decay · p per step
+  double max_norm = 0;                  ///< the global gradient norm is clipped to this; 0 means never
+  Update update = Update::active_only;  ///< what happens to components that took no part
+};
+
+/// m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,   p ← (1 − lr · λ) p − lr · m̂ / (√v̂ + ε)
+///
+/// AdamW (Loshchilov and Hutter, arXiv 1711.05101), computed as torch.optim.AdamW does, over anything Trainable:
+///
+///     AdamW optimizer(layer, {.lr = 1e-3, .max_norm = 1});
+///     optimizer.step(layer, gradients);
+///
+/// With `active_only`, a step updates exactly the rank components that the gradients say were trained, and each has its own bias correction:
+/// a component drawn for the first time at step 100 is at its first step. `dense` is what one gets from a framework whose inactive
+/// components have a zero gradient.
+template <Trainable T>
+class AdamW {
+ public:
+  /// Throws std::invalid_argument if an option is out of its range.
+  explicit AdamW(const T& trained, AdamWOptions options = {}) : options_(options), m_(zeros_like(trained)), v_(zeros_like(trained)) {
+    set_learning_rate(options.lr);
+    detail::require_option(options.beta1 >= 0 && options.beta1 < 1, options.beta1, "AdamW: beta1", "a number in [0, 1)");
+    detail::require_option(options.beta2 >= 0 && options.beta2 < 1, options.beta2, "AdamW: beta2", "a number in [0, 1)");
+    detail::require_option(options.eps > 0, options.eps, "AdamW: eps", "a number > 0");
+    detail::require_option(options.weight_decay >= 0, options.weight_decay, "AdamW: weight_decay", "a number ≥ 0");
+    detail::require_option(options.max_norm >= 0, options.max_norm, "AdamW: max_norm", "a number ≥ 0, where 0 means no clipping");
+  }
+
+  const AdamWOptions& options() const { return options_; }
+  Index steps() const { return steps_; }
+
+  void set_learning_rate(double lr) {
+    detail::require_option(lr >= 0 && std::isfinite(lr), lr, "AdamW: lr", "a finite number ≥ 0");
+    options_.lr = lr;
+  }
+
+  /// Moves the parameters of `trained`, which must have the shapes that this optimiser was made with.
+  /// Throws NonFiniteError, with nothing changed, if a gradient is not finite. Reads and writes the updated components only.
+  void step(T& trained, const typename T::Gradients& gradients) {
+    const double clip = detail::clip_factor(trained, gradients, options_.max_norm, "AdamW: step " + std::to_string(steps_));
+    ++steps_;
+    std::size_t index = 0;
+    T::zip_parameters(
+        [&](Parameter parameter, auto& p, const auto& g, auto& m, auto& v) {
+          detail::require_equal(g.size(), p.size(), "AdamW: size of the gradient of " + std::string(parameter.name));
+          detail::require_equal(m.size(), p.size(), "AdamW: size of the moments of " + std::string(parameter.name));
+          counters_.for_each_updated_block(index++, parameter.rank_axis, g, options_.update, [&](Index count, Index begin, Index end) {
+            const auto block = [&](auto& matrix) { return detail::component_block(parameter.rank_axis, matrix, begin, end); };
+            update(block(p), block(g), block(m), block(v), count, clip);
+          });
+        },
+        trained, gradients, m_, v_);
+  }
+
+ private:
+  template <class Block, class GradientBlock, class MomentBlock>
+  void update(Block p, const GradientBlock& g, MomentBlock m, MomentBlock v, Index count, double clip) const {
+    using S = typename Block::Scalar;
+    const auto [lr, beta1, beta2, eps, weight_decay, max_norm, mode] = options_;
+    const auto t = static_cast<double>(count);
+    const S step_size = static_cast<S>(lr / (1 - std::pow(beta1, t)));
+    const S inverse_root = static_cast<S>(1 / std::sqrt(1 - std::pow(beta2, t)));
+    m = S(beta1) * m + S((1 - beta1) * clip) * g;
+    v = S(beta2) * v + S((1 - beta2) * clip * clip) * g.cwiseAbs2();
+    p.array() = S(1 - lr * weight_decay) * p.array() - step_size * m.array() / (v.array().sqrt() * inverse_root + S(eps));
+  }
+
+  AdamWOptions options_;
+  typename T::Gradients m_, v_;
+  detail::StepCounters counters_;
+  Index steps_ = 0;
+};
+
+}  // namespace dylora
+
+#endif

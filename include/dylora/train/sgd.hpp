@@ -1,0 +1,74 @@
+#ifndef DYLORA_TRAIN_SGD_HPP
+#define DYLORA_TRAIN_SGD_HPP
+
+#include <cmath>
+#include <string>
+
+#include "dylora/core/concepts.hpp"
+#include "dylora/core/error.hpp"
+#include "dylora/core/parameters.hpp"
+#include "dylora/train/update.hpp"
+
+namespace dylora {
+
+struct SgdOptions {
+  double lr = 1e-2;
+  double momentum = 0;                  ///< μ in [0, 1)
+  double weight_decay = 0;              ///< decoupled: p loses lr · weight_decay · p per step
+  double max_norm = 0;                  ///< the global gradient norm is clipped to this; 0 means never
+  Update update = Update::active_only;  ///< what happens to components that took no part
+};
+
+/// u ← μ u + g,   p ← (1 − lr · λ) p − lr · u
+///
+/// Stochastic gradient descent with heavy-ball momentum (Polyak, 1964), over anything Trainable; used as AdamW is.
+template <Trainable T>
+class Sgd {
+ public:
+  /// Throws std::invalid_argument if an option is out of its range.
+  explicit Sgd(const T& trained, SgdOptions options = {}) : options_(options), momentum_(zeros_like(trained)) {
+    set_learning_rate(options.lr);
+    detail::require_option(options.momentum >= 0 && options.momentum < 1, options.momentum, "Sgd: momentum", "a number in [0, 1)");
+    detail::require_option(options.weight_decay >= 0, options.weight_decay, "Sgd: weight_decay", "a number ≥ 0");
+    detail::require_option(options.max_norm >= 0, options.max_norm, "Sgd: max_norm", "a number ≥ 0, where 0 means no clipping");
+  }
+
+  const SgdOptions& options() const { return options_; }
+  Index steps() const { return steps_; }
+
+  void set_learning_rate(double lr) {
+    detail::require_option(lr >= 0 && std::isfinite(lr), lr, "Sgd: lr", "a finite number ≥ 0");
+    options_.lr = lr;
+  }
+
+  /// Moves the parameters of `trained`, which must have the shapes that this optimiser was made with.
+  /// Throws NonFiniteError, with nothing changed, if a gradient is not finite. Reads and writes the updated components only.
+  void step(T& trained, const typename T::Gradients& gradients) {
+    const double clip = detail::clip_factor(trained, gradients, options_.max_norm, "Sgd: step " + std::to_string(steps_));
+    ++steps_;
+    std::size_t index = 0;
+    T::zip_parameters(
+        [&](Parameter parameter, auto& p, const auto& g, auto& u) {
+          using S = typename std::remove_reference_t<decltype(p)>::Scalar;
+          detail::require_equal(g.size(), p.size(), "Sgd: size of the gradient of " + std::string(parameter.name));
+          detail::require_equal(u.size(), p.size(), "Sgd: size of the momentum of " + std::string(parameter.name));
+          counters_.for_each_updated_block(index++, parameter.rank_axis, g, options_.update, [&](Index, Index begin, Index end) {
+            auto pb = detail::component_block(parameter.rank_axis, p, begin, end);
+            auto ub = detail::component_block(parameter.rank_axis, u, begin, end);
+            ub = S(options_.momentum) * ub + S(clip) * detail::component_block(parameter.rank_axis, g, begin, end);
+            pb = S(1 - options_.lr * options_.weight_decay) * pb - S(options_.lr) * ub;
+          });
+        },
+        trained, gradients, momentum_);
+  }
+
+ private:
+  SgdOptions options_;
+  typename T::Gradients momentum_;
+  detail::StepCounters counters_;
+  Index steps_ = 0;
+};
+
+}  // namespace dylora
+
+#endif
