@@ -1,0 +1,141 @@
+#ifndef DYLORA_TESTS_SUPPORT_VALUES_HPP
+#define DYLORA_TESTS_SUPPORT_VALUES_HPP
+
+#include <cstring>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dylora/core/parameters.hpp"
+#include "dylora/core/random.hpp"
+#include "dylora/core/types.hpp"
+
+/// Numbers for the tests: where they come from, and how they are compared.
+namespace dylora::test {
+
+template <class S>
+inline constexpr S nan = std::numeric_limits<S>::quiet_NaN();
+
+/// What the rounding of some ten operations may amount to, relative to the largest value beside them.
+template <class S>
+inline constexpr double rounding = 16 * static_cast<double>(std::numeric_limits<S>::epsilon());
+
+template <class S>
+Matrix<S> noise(Index rows, Index cols, std::uint64_t seed) {
+  Rng rng(seed);
+  return random_uniform<S>(rows, cols, 1, rng);
+}
+
+template <class S>
+Matrix<S> all_nan(Index rows, Index cols) {
+  return Matrix<S>::Constant(rows, cols, nan<S>);
+}
+
+template <class S>
+bool equal_bits(const Matrix<S>& a, const Matrix<S>& b) {
+  return a.rows() == b.rows() && a.cols() == b.cols() &&
+         (a.size() == 0 || std::memcmp(a.data(), b.data(), sizeof(S) * static_cast<std::size_t>(a.size())) == 0);
+}
+
+template <class A, class B>
+bool same_bits(const A& a, const B& b) {
+  return equal_bits<typename A::Scalar>(a, b);
+}
+
+/// The largest difference, relative to the largest value of `expected`; NaN if anything is.
+inline double gap(const Matrix<double>& got, const Matrix<double>& expected) {
+  if (got.rows() != expected.rows() || got.cols() != expected.cols()) return std::numeric_limits<double>::infinity();
+  if (got.size() == 0) return 0;
+  if (!got.allFinite() || !expected.allFinite()) return nan<double>;
+  const double size = expected.cwiseAbs().maxCoeff(), difference = (got - expected).cwiseAbs().maxCoeff();
+  return difference == 0 ? 0 : difference / size;
+}
+
+template <class S>
+Matrix<double> in_double(const Matrix<S>& m) {
+  return m.template cast<double>();
+}
+
+/// The values of the components [begin, end) of everything that T trains, one after the other; of all there is, without a range. Parameters
+/// without a rank axis belong to every range.
+template <class T, class P>
+Vector<typename T::Scalar> values(const P& parameters, Index begin = 0, Index end = std::numeric_limits<Index>::max()) {
+  std::vector<typename T::Scalar> result;
+  T::zip_parameters(
+      [&](Parameter parameter, const auto& m) {
+        for (Index j = 0; j < m.cols(); ++j) {
+          for (Index i = 0; i < m.rows(); ++i) {
+            const Index component = parameter.rank_axis == RankAxis::rows ? i : parameter.rank_axis == RankAxis::cols ? j : begin;
+            if (component >= begin && component < end) result.push_back(m(i, j));
+          }
+        }
+      },
+      parameters);
+  return Eigen::Map<const Vector<typename T::Scalar>>(result.data(), static_cast<Index>(result.size()));
+}
+
+/// Calls f(entry) for every value of the components [begin, end).
+template <class T, class P, class F>
+void for_each_value(P& parameters, Index begin, Index end, F&& f) {
+  T::zip_parameters(
+      [&](Parameter parameter, auto& m) {
+        for (Index i = 0; i < m.rows(); ++i) {
+          for (Index j = 0; j < m.cols(); ++j) {
+            const Index component = parameter.rank_axis == RankAxis::rows ? i : parameter.rank_axis == RankAxis::cols ? j : begin;
+            if (component >= begin && component < end) f(m(i, j));
+          }
+        }
+      },
+      parameters);
+}
+
+template <class T, class P>
+void fill_values(P& parameters, typename T::Scalar value, Index begin = 0, Index end = std::numeric_limits<Index>::max()) {
+  for_each_value<T>(parameters, begin, end, [&](auto& entry) { entry = value; });
+}
+
+/// Every trained value at random: a trained adapter, as far as a law can tell.
+template <class T, class P>
+void randomize(P& parameters, std::uint64_t seed) {
+  Rng rng(seed);
+  for_each_value<T>(parameters, 0, std::numeric_limits<Index>::max(),
+                    [&](auto& entry) { entry = static_cast<typename T::Scalar>(2 * rng.uniform() - 1); });
+}
+
+/// The first components of `whole` into `part`, which has fewer.
+template <class T>
+void copy_prefix(const T& whole, T& part) {
+  T::zip_parameters(
+      [](Parameter, const auto& from, auto& to) {
+        for (Index i = 0; i < to.rows(); ++i) {
+          for (Index j = 0; j < to.cols(); ++j) to(i, j) = from(i, j);
+        }
+      },
+      whole, part);
+}
+
+/// The names of what T trains, in order.
+template <class T>
+std::vector<std::string> names(const T& trained) {
+  std::vector<std::string> result;
+  T::zip_parameters([&](Parameter parameter, const auto&) { result.emplace_back(parameter.name); }, trained);
+  return result;
+}
+
+/// For each gradient of T with a rank axis, a digit per component: 1 if it was trained.
+template <class T>
+std::vector<std::string> trained_components(const typename T::Gradients& gradients) {
+  std::vector<std::string> result;
+  T::zip_parameters(
+      [&](Parameter, const auto& g) {
+        result.emplace_back();
+        for (Index i = 0; i < g.components.size(); ++i) result.back() += g.components.contains(i) ? '1' : '0';
+      },
+      gradients);
+  return result;
+}
+
+}  // namespace dylora::test
+
+#endif
