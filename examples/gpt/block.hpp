@@ -1,0 +1,107 @@
+#ifndef DYLORA_EXAMPLES_GPT_BLOCK_HPP
+#define DYLORA_EXAMPLES_GPT_BLOCK_HPP
+
+#include <dylora/dylora.hpp>
+
+#include "gpt/gelu.hpp"
+#include "gpt/layer_norm.hpp"
+
+namespace gpt {
+
+/// Whether a projection trains the pretrained weights themselves; layer norms and embeddings then learn too.
+template <class Projection>
+inline constexpr bool trains_base = requires { Projection::trains_base; };
+
+/// x ← x + attention(norm₁(x));   x ← x + W_proj gelu(W_fc norm₂(x))
+template <std::floating_point S, dylora::Projection Linear>
+struct Block {
+  using Attention = dylora::Attention<S, Linear>;
+
+  struct Gradients {
+    typename LayerNorm<S>::Gradients attention_norm, mlp_norm;
+    typename Attention::Gradients attention;
+    typename Linear::Gradients fc, proj;
+  };
+
+  struct Cache {
+    typename LayerNorm<S>::Cache attention_norm, mlp_norm;
+    typename Attention::Cache attention;
+    dylora::Buffer<S> mlp_input, u, a;
+    typename Linear::ProjectionCache fc, proj;
+  };
+
+  /// Buffers that all blocks take turns with.
+  struct Workspace {
+    dylora::Buffer<S> branch, hidden;
+  };
+
+  LayerNorm<S> attention_norm, mlp_norm;
+  Attention attention;
+  Linear fc, proj;
+
+  /// x (width × tokens) is updated in place.
+  void forward(dylora::MatrixRef<S> x, const dylora::Sequences& sequences, dylora::RankSlice rank, Cache& cache, Workspace& workspace) const {
+    auto branch = workspace.branch.resize(x.rows(), x.cols());
+    auto norm = cache.mlp_input.resize(x.rows(), x.cols());
+    attention_norm.forward(x, cache.attention_norm, norm);
+    attention.forward(norm, sequences, rank, cache.attention, branch);
+    x += branch;
+
+    mlp_norm.forward(x, cache.mlp_norm, norm);
+    auto u = cache.u.resize(fc.out_features(), x.cols()), a = cache.a.resize(fc.out_features(), x.cols());
+    fc.apply(norm, rank, cache.fc, u);
+    gelu<S>(u, a);
+    proj.apply(a, rank, cache.proj, branch);
+    x += branch;
+  }
+
+  /// dx holds the gradient of the block's output and becomes that of its input.
+  void backward(dylora::MatrixRef<S> dx, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+    auto branch = workspace.branch.resize(dx.rows(), dx.cols());
+    auto hidden = workspace.hidden.resize(fc.out_features(), dx.cols());
+    hidden.setZero();
+    proj.add_backward(cache.a.view(), dx, cache.proj, gradients.proj, hidden);
+    gelu_backward<S>(cache.u.view(), hidden);
+    branch.setZero();
+    fc.add_backward(cache.mlp_input.view(), hidden, cache.fc, gradients.fc, branch);
+    norm_backward(mlp_norm, branch, cache.mlp_norm, gradients.mlp_norm, dx);
+
+    attention.backward(dx, cache.attention, gradients.attention, branch);
+    norm_backward(attention_norm, branch, cache.attention_norm, gradients.attention_norm, dx);
+  }
+
+  /// The block's output for the next tokens of one sequence; x is updated in place.
+  void extend(dylora::MatrixRef<S> x, dylora::RankSlice rank, dylora::KeyValueCache<S>& past) const {
+    Cache fresh;
+    dylora::Matrix<S> norm(x.rows(), x.cols()), hidden(fc.out_features(), x.cols()), branch(x.rows(), x.cols());
+    attention_norm.forward(x, fresh.attention_norm, norm);
+    x += attention.extend(norm, rank, past);
+    mlp_norm.forward(x, fresh.mlp_norm, norm);
+    fc.apply(norm, rank, fresh.fc, hidden);
+    gelu<S>(hidden, hidden);
+    proj.apply(hidden, rank, fresh.proj, branch);
+    x += branch;
+  }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    if constexpr (trains_base<Linear>) {
+      LayerNorm<S>::zip_parameters(dylora::scoped("ln_1", f), t.attention_norm...);
+      LayerNorm<S>::zip_parameters(dylora::scoped("ln_2", f), t.mlp_norm...);
+    }
+    Attention::zip_parameters(dylora::scoped("attn", f), t.attention...);
+    Linear::zip_parameters(dylora::scoped("mlp.c_fc", f), t.fc...);
+    Linear::zip_parameters(dylora::scoped("mlp.c_proj", f), t.proj...);
+  }
+
+ private:
+  static void norm_backward(const LayerNorm<S>& norm, dylora::ConstMatrixRef<S> dy, const typename LayerNorm<S>::Cache& cache,
+                            typename LayerNorm<S>::Gradients& gradients, dylora::MatrixRef<S> dx) {
+    norm.add_backward(dy, cache, dx);
+    if constexpr (trains_base<Linear>) norm.add_gradients(dy, cache, gradients);
+  }
+};
+
+}  // namespace gpt
+
+#endif

@@ -1,0 +1,52 @@
+#ifndef DYLORA_EXAMPLES_GPT_DENSE_LINEAR_HPP
+#define DYLORA_EXAMPLES_GPT_DENSE_LINEAR_HPP
+
+#include <dylora/dylora.hpp>
+
+namespace gpt {
+
+using dylora::Index;
+
+/// y = W x + bias with W and bias themselves trained: what pretraining uses where adaptation has a dylora::Linear.
+template <std::floating_point S>
+struct DenseLinear {
+  using Scalar = S;
+  static constexpr bool trains_base = true;
+
+  struct Gradients {
+    dylora::Matrix<S> W;
+    dylora::Vector<S> bias;
+  };
+  struct ProjectionCache {};
+
+  dylora::Matrix<S> W;  // out × in
+  dylora::Vector<S> bias;
+
+  DenseLinear(dylora::Matrix<S> W_, dylora::Vector<S> bias_) : W(std::move(W_)), bias(std::move(bias_)) {}
+
+  Index in_features() const { return W.cols(); }
+  Index out_features() const { return W.rows(); }
+  Index max_rank() const { return 0; }
+
+  void apply(dylora::ConstMatrixRef<S> x, dylora::RankSlice /*rank*/, ProjectionCache& /*cache*/, dylora::MatrixRef<S> y) const {
+    dylora::WeightView<S>(W, bias).apply(x, y);
+  }
+
+  ///     y = W x + bias         dW += dy · xᵀ        dbias += Σ dy        dx += Wᵀ · dy
+  void add_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const ProjectionCache& /*cache*/, Gradients& gradients,
+                    dylora::MatrixRef<S> dx) const {
+    dylora::add_product(gradients.W, dy, x.transpose());
+    for (Index i = 0; i < dy.cols(); ++i) gradients.bias += dy.col(i);
+    dylora::add_product(dx, W.transpose(), dy);
+  }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    f(dylora::Parameter{"weight"}, t.W...);
+    f(dylora::Parameter{"bias"}, t.bias...);
+  }
+};
+
+}  // namespace gpt
+
+#endif

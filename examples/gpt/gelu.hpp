@@ -1,0 +1,32 @@
+#ifndef DYLORA_EXAMPLES_GPT_GELU_HPP
+#define DYLORA_EXAMPLES_GPT_GELU_HPP
+
+#include "gpt/layer_norm.hpp"
+
+/// GELU with the tanh approximation, as GPT-2 has it: ½ u (1 + tanh t(u)), t(u) = √(2/π) (u + 0.044715 u³) (arXiv 1606.08415).
+namespace gpt {
+
+inline constexpr double gelu_slope = 0.7978845608028654, gelu_cube = 0.044715;
+
+/// a = gelu(u), in place or not.
+template <class S>
+void gelu(dylora::ConstMatrixRef<S> u, dylora::MatrixRef<S> a) {
+  for_each_column(u.rows(), u.cols(), [&](Index i) {
+    const auto x = u.col(i).array();
+    a.col(i) = S(0.5) * x * (1 + (S(gelu_slope) * x * (1 + S(gelu_cube) * x.square())).tanh());
+  });
+}
+
+/// d becomes d ∘ gelu'(u).
+template <class S>
+void gelu_backward(dylora::ConstMatrixRef<S> u, dylora::MatrixRef<S> d) {
+  for_each_column(u.rows(), u.cols(), [&](Index i) {
+    const auto x = u.col(i).array();
+    const Eigen::Array<S, Eigen::Dynamic, 1> t = (S(gelu_slope) * x * (1 + S(gelu_cube) * x.square())).tanh();
+    d.col(i).array() *= S(0.5) * (1 + t + x * (1 - t.square()) * S(gelu_slope) * (1 + 3 * S(gelu_cube) * x.square()));
+  });
+}
+
+}  // namespace gpt
+
+#endif

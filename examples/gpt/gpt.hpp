@@ -1,0 +1,216 @@
+#ifndef DYLORA_EXAMPLES_GPT_GPT_HPP
+#define DYLORA_EXAMPLES_GPT_GPT_HPP
+
+#include <cmath>
+#include <dylora/dylora.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "gpt/block.hpp"
+#include "gpt/dense_linear.hpp"
+
+namespace gpt {
+
+struct Config {
+  Index vocabulary = 256;
+  Index context = 64;  ///< the longest sequence that has positions
+  Index width = 128;
+  Index layers = 3;
+  Index heads = 4;
+  bool tied = true;  ///< the head is the token embedding
+};
+
+/// A decoder with GPT-2's exact structure: learned positions, layer norm before each branch, causal attention, a GELU MLP four times as wide,
+/// a final layer norm, and a head without bias, tied to the token embedding or not.
+///
+/// `Linear` is the type of its projections: dylora::Linear<S> to adapt a pretrained model (everything else stays frozen), DenseLinear<S> to
+/// pretrain one (everything learns). Const both ways; activations are in the caller's Cache.
+template <std::floating_point S, dylora::Projection Linear = dylora::Linear<S>>
+struct Gpt {
+  using Scalar = S;
+
+  struct Gradients {
+    dylora::Matrix<S> token_embedding, position_embedding, head;
+    std::vector<typename Block<S, Linear>::Gradients> blocks;
+    typename LayerNorm<S>::Gradients final_norm;
+    dylora::Buffer<S> dx, d_normed;
+    typename Block<S, Linear>::Workspace workspace;
+  };
+
+  struct Cache {
+    std::vector<Index> tokens;
+    dylora::Sequences sequences;
+    std::vector<typename Block<S, Linear>::Cache> blocks;
+    typename LayerNorm<S>::Cache final_norm;
+    dylora::Buffer<S> x, normed;
+    dylora::Buffer<S> logits;  // vocabulary × tokens: the result of forward
+    typename Block<S, Linear>::Workspace workspace;
+  };
+
+  Config config;
+  dylora::Matrix<S> token_embedding;     // width × vocabulary
+  dylora::Matrix<S> position_embedding;  // width × context
+  std::vector<Block<S, Linear>> blocks;
+  LayerNorm<S> final_norm;
+  dylora::Matrix<S> head;  // width × vocabulary, no elements if tied
+
+  Index max_rank() const {
+    Index highest = 0;
+    for (const auto& block : blocks) highest = std::max({highest, block.attention.max_rank(), block.fc.max_rank(), block.proj.max_rank()});
+    return highest;
+  }
+
+  /// cache.logits column i predicts the token after tokens[i].
+  /// Throws std::invalid_argument for a token outside the vocabulary, ShapeError for a sequence longer than the context.
+  void forward(std::span<const Index> tokens, const dylora::Sequences& sequences, dylora::RankSlice rank, Cache& cache) const {
+    dylora::detail::require_equal(static_cast<Index>(tokens.size()), sequences.tokens(), "Gpt::forward: number of tokens, against the sequences");
+    cache.tokens.assign(tokens.begin(), tokens.end());
+    cache.sequences = sequences;
+    auto x = cache.x.resize(config.width, sequences.tokens());
+    for (Index s = 0; s < sequences.count(); ++s) {
+      embed(tokens.subspan(static_cast<std::size_t>(sequences.begin(s)), static_cast<std::size_t>(sequences.length(s))), 0,
+            x.middleCols(sequences.begin(s), sequences.length(s)));
+    }
+    cache.blocks.resize(blocks.size());
+    for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i].forward(x, sequences, rank, cache.blocks[i], cache.workspace);
+    auto normed = cache.normed.resize(config.width, sequences.tokens());
+    final_norm.forward(x, cache.final_norm, normed);
+    dylora::set_product(cache.logits.resize(config.vocabulary, sequences.tokens()), output_embedding().transpose(), normed);
+  }
+
+  /// From the gradient of the logits (vocabulary × tokens) to those of everything trained, added to `gradients`.
+  void backward(dylora::ConstMatrixRef<S> d_logits, const Cache& cache, Gradients& gradients) const {
+    const Index n = cache.sequences.tokens();
+    dylora::detail::require_equal(d_logits.cols(), n, "Gpt::backward: tokens in d_logits, against the cache (was it filled by forward?)");
+    auto d_normed = gradients.d_normed.resize(config.width, n), dx = gradients.dx.resize(config.width, n);
+    dylora::set_product(d_normed, output_embedding(), d_logits);
+    dx.setZero();
+    final_norm.add_backward(d_normed, cache.final_norm, dx);
+    for (std::size_t i = blocks.size(); i-- > 0;) blocks[i].backward(dx, cache.blocks[i], gradients.blocks[i], gradients.workspace);
+    if constexpr (trains_base<Linear>) {
+      final_norm.add_gradients(d_normed, cache.final_norm, gradients.final_norm);
+      dylora::add_product(config.tied ? gradients.token_embedding : gradients.head, cache.normed.view(), d_logits.transpose());
+      for (Index s = 0; s < cache.sequences.count(); ++s) {
+        for (Index i = 0; i < cache.sequences.length(s); ++i) {
+          const Index column = cache.sequences.begin(s) + i;
+          gradients.token_embedding.col(cache.tokens[static_cast<std::size_t>(column)]) += dx.col(column);
+          gradients.position_embedding.col(i) += dx.col(column);
+        }
+      }
+    }
+  }
+
+  /// Generation: logits (vocabulary × n) for the next n tokens of one sequence, whose past keys and values are kept one cache per block.
+  dylora::Matrix<S> extend(std::span<const Index> tokens, dylora::RankSlice rank, std::vector<dylora::KeyValueCache<S>>& past) const {
+    past.resize(blocks.size());
+    dylora::Matrix<S> x(config.width, static_cast<Index>(tokens.size()));
+    embed(tokens, past.empty() ? 0 : past.front().length(), x);
+    for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i].extend(x, rank, past[i]);
+    typename LayerNorm<S>::Cache scratch;
+    dylora::Matrix<S> normed(x.rows(), x.cols()), logits(config.vocabulary, x.cols());
+    final_norm.forward(x, scratch, normed);
+    dylora::set_product(logits, output_embedding().transpose(), normed);
+    return logits;
+  }
+
+  /// The name of the first layer whose cached output holds a NaN or an infinity, or "" if none does.
+  std::string first_non_finite(const Cache& cache) const {
+    for (std::size_t i = 0; i < cache.blocks.size(); ++i) {
+      const auto& block = cache.blocks[i];
+      const std::string name = "h." + std::to_string(i);
+      if (!block.attention.x.view().allFinite()) return name + ".ln_1";
+      if (!block.attention.Q.view().allFinite()) return name + ".attn.q_proj";
+      if (!block.attention.K.view().allFinite()) return name + ".attn.k_proj";
+      if (!block.attention.V.view().allFinite()) return name + ".attn.v_proj";
+      if (!block.attention.context.view().allFinite()) return name + ".attn";
+      if (!block.mlp_input.view().allFinite()) return name + ".attn.o_proj";
+      if (!block.u.view().allFinite()) return name + ".mlp.c_fc";
+      if (!block.a.view().allFinite()) return name + ".mlp.gelu";
+    }
+    if (!cache.normed.view().allFinite()) return "ln_f";
+    return cache.logits.view().allFinite() ? "" : "lm_head";
+  }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    if constexpr (trains_base<Linear>) {
+      f(dylora::Parameter{"wte.weight"}, t.token_embedding...);
+      f(dylora::Parameter{"wpe.weight"}, t.position_embedding...);
+    }
+    dylora::zip_elements<Block<S, Linear>>("h", f, t.blocks...);
+    if constexpr (trains_base<Linear>) {
+      LayerNorm<S>::zip_parameters(dylora::scoped("ln_f", f), t.final_norm...);
+      f(dylora::Parameter{"lm_head.weight"}, t.head...);
+    }
+  }
+
+ private:
+  const dylora::Matrix<S>& output_embedding() const { return config.tied ? token_embedding : head; }
+
+  void embed(std::span<const Index> tokens, Index position, dylora::MatrixRef<S> x) const {
+    const auto n = static_cast<Index>(tokens.size());
+    if (position + n > config.context) {
+      throw dylora::ShapeError("Gpt: length of the sequence: expected at most the context of " + std::to_string(config.context) +
+                               " tokens, got " + std::to_string(position + n));
+    }
+    for (Index i = 0; i < n; ++i) {
+      const Index token = tokens[static_cast<std::size_t>(i)];
+      dylora::detail::require_in_range(token, 0, config.vocabulary - 1, "Gpt: token " + std::to_string(i));
+      x.col(i) = token_embedding.col(token) + position_embedding.col(position + i);
+    }
+  }
+};
+
+/// A model to pretrain: all matrices uniform with GPT-2's standard deviation of 0.02, the two projections back into the residual stream
+/// smaller by √(2 · layers).
+template <std::floating_point S>
+Gpt<S, DenseLinear<S>> random_gpt(const Config& config, dylora::Rng& rng) {
+  const double bound = 0.02 * std::sqrt(3.0), into_residual = bound / std::sqrt(2.0 * static_cast<double>(config.layers));
+  const Index width = config.width;
+  const auto linear = [&](Index out, Index in, double limit) {
+    return DenseLinear<S>(dylora::random_uniform<S>(out, in, limit, rng), dylora::Vector<S>::Zero(out));
+  };
+  Gpt<S, DenseLinear<S>> model{config, {}, {}, {}, LayerNorm<S>(width), {}};
+  model.token_embedding = dylora::random_uniform<S>(width, config.vocabulary, bound, rng);
+  model.position_embedding = dylora::random_uniform<S>(width, config.context, bound, rng);
+  for (Index i = 0; i < config.layers; ++i) {
+    auto q = linear(width, width, bound), k = linear(width, width, bound), v = linear(width, width, bound);
+    auto o = linear(width, width, into_residual);
+    auto fc = linear(4 * width, width, bound);
+    auto proj = linear(width, 4 * width, into_residual);
+    model.blocks.push_back({LayerNorm<S>(width), LayerNorm<S>(width), {std::move(q), std::move(k), std::move(v), std::move(o), {.heads = config.heads}},
+                            std::move(fc), std::move(proj)});
+  }
+  if (!config.tied) model.head = dylora::random_uniform<S>(width, config.vocabulary, bound, rng);
+  return model;
+}
+
+/// Which projections carry an adapter.
+struct Targets {
+  bool q = true, k = true, v = true, o = true, mlp = true;
+};
+
+/// The pretrained model with fresh adapters on its projections: the same function until they are trained.
+template <std::floating_point S>
+Gpt<S> adapted(const Gpt<S, DenseLinear<S>>& base, dylora::LowRankOptions options, dylora::Rng& rng, Targets targets = {}) {
+  const auto linear = [&](const DenseLinear<S>& from, bool adapt) {
+    dylora::LowRankOptions chosen = options;
+    if (!adapt) chosen.max_rank = 0;
+    return dylora::Linear<S>({from.W, from.bias}, chosen, rng);
+  };
+  Gpt<S> model{base.config, base.token_embedding, base.position_embedding, {}, base.final_norm, base.head};
+  for (const auto& block : base.blocks) {
+    const auto& attention = block.attention;
+    auto q = linear(attention.q, targets.q), k = linear(attention.k, targets.k), v = linear(attention.v, targets.v);
+    auto o = linear(attention.o, targets.o);
+    auto fc = linear(block.fc, targets.mlp), proj = linear(block.proj, targets.mlp);
+    model.blocks.push_back({block.attention_norm, block.mlp_norm, {std::move(q), std::move(k), std::move(v), std::move(o), attention.options},
+                            std::move(fc), std::move(proj)});
+  }
+  return model;
+}
+
+}  // namespace gpt
+
+#endif

@@ -1,0 +1,79 @@
+#ifndef DYLORA_EXAMPLES_GPT_LAYER_NORM_HPP
+#define DYLORA_EXAMPLES_GPT_LAYER_NORM_HPP
+
+#include <dylora/dylora.hpp>
+
+namespace gpt {
+
+using dylora::Index;
+
+/// Tokens of a task when a pass over the columns is shared between threads.
+inline constexpr Index columns_per_task = 64;
+
+/// Runs body(column) for each of `count` columns of `rows` features each.
+template <class Body>
+void for_each_column(Index rows, Index count, const Body& body) {
+  const double work = 8.0 * static_cast<double>(rows) * static_cast<double>(count);
+  dylora::for_each_task((count + columns_per_task - 1) / columns_per_task, work, [&](Index task) {
+    for (Index i = task * columns_per_task; i < std::min(count, (task + 1) * columns_per_task); ++i) body(i);
+  });
+}
+
+/// y = gain ∘ (x − mean) / √(variance + ε) + bias, over the features of each token (arXiv 1607.06450).
+template <std::floating_point S>
+struct LayerNorm {
+  struct Gradients {
+    dylora::Vector<S> gain, bias;
+  };
+  struct Cache {
+    dylora::Buffer<S> normalized;  // (x − mean) / deviation
+    dylora::Vector<S> deviation;
+  };
+
+  static constexpr double epsilon = 1e-5;
+  dylora::Vector<S> gain, bias;
+
+  explicit LayerNorm(Index features) : gain(dylora::Vector<S>::Ones(features)), bias(dylora::Vector<S>::Zero(features)) {}
+
+  void forward(dylora::ConstMatrixRef<S> x, Cache& cache, dylora::MatrixRef<S> y) const {
+    auto normalized = cache.normalized.resize(x.rows(), x.cols());
+    if (cache.deviation.size() < x.cols()) cache.deviation.resize(x.cols());
+    for_each_column(x.rows(), x.cols(), [&](Index i) {
+      auto column = normalized.col(i);
+      column = x.col(i).array() - x.col(i).mean();
+      cache.deviation[i] = std::sqrt(column.squaredNorm() / static_cast<S>(x.rows()) + static_cast<S>(epsilon));
+      column /= cache.deviation[i];
+      y.col(i) = column.cwiseProduct(gain) + bias;
+    });
+  }
+
+  /// dx += (dn − mean(dn) − n · mean(dn ∘ n)) / deviation, with n the normalized column and dn = gain ∘ dy.
+  void add_backward(dylora::ConstMatrixRef<S> dy, const Cache& cache, dylora::MatrixRef<S> dx) const {
+    const auto normalized = cache.normalized.view();
+    for_each_column(dy.rows(), dy.cols(), [&](Index i) {
+      const auto n = normalized.col(i).array();
+      const S mean = gain.dot(dy.col(i)) / static_cast<S>(dy.rows());
+      const S slope = (gain.array() * dy.col(i).array() * n).sum() / static_cast<S>(dy.rows());
+      dx.col(i).array() += (gain.array() * dy.col(i).array() - mean - n * slope) / cache.deviation[i];
+    });
+  }
+
+  /// gradients += ∂/∂gain, ∂/∂bias.
+  void add_gradients(dylora::ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    const auto normalized = cache.normalized.view();
+    for (Index i = 0; i < dy.cols(); ++i) {
+      gradients.gain += dy.col(i).cwiseProduct(normalized.col(i));
+      gradients.bias += dy.col(i);
+    }
+  }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    f(dylora::Parameter{"weight"}, t.gain...);
+    f(dylora::Parameter{"bias"}, t.bias...);
+  }
+};
+
+}  // namespace gpt
+
+#endif

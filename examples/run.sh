@@ -1,0 +1,15 @@
+#!/bin/sh
+# From a bare machine to the result of finetune_text: installs what is missing, builds it, runs it.
+# Arguments go to the program: examples/run.sh --json report.json
+set -eu
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+build=$root/build/examples
+{
+  . "$root/tests/support/install.sh"
+  install_missing g++ make cmake libeigen3-dev nlohmann-json3-dev libcli11-dev
+  cmake --preset release -S "$root" -B "$build" -D DYLORA_BUILD_TESTS=OFF
+  cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" --target finetune_text
+} >&2 # standard output is the program's
+
+exec "$build/examples/finetune_text" "$@"

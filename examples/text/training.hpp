@@ -1,0 +1,77 @@
+#ifndef DYLORA_EXAMPLES_TEXT_TRAINING_HPP
+#define DYLORA_EXAMPLES_TEXT_TRAINING_HPP
+
+#include <cmath>
+#include <dylora/dylora.hpp>
+#include <string>
+#include <vector>
+
+#include "gpt/gpt.hpp"
+#include "text/corpus.hpp"
+
+/// A Gpt on batches of text: one loss with its gradients, the loss over many batches, and text that continues a prompt.
+namespace text {
+
+/// The next-byte loss of one batch at `rank`; adds its gradients times `weight`.
+/// Throws NonFiniteError naming the layer whose output first ceased to be finite.
+template <class Model>
+double loss_and_gradients(const Model& model, const Batch& batch, dylora::RankSlice rank, double weight, typename Model::Cache& cache,
+                          typename Model::Gradients& gradients) {
+  using S = typename Model::Scalar;
+  model.forward(batch.tokens, batch.sequences, rank, cache);
+  auto logits = cache.logits.view();
+  const double loss = dylora::cross_entropy<S>(logits, batch.targets, logits, {.weight = weight});
+  if (!std::isfinite(loss)) {
+    throw dylora::NonFiniteError("output of " + model.first_non_finite(cache) + ": expected finite numbers, got a NaN or an infinity");
+  }
+  model.backward(logits, cache, gradients);
+  return loss;
+}
+
+/// The mean next-byte loss over `batches` at `rank`, in nats.
+template <class Model>
+double mean_loss(const Model& model, const std::vector<Batch>& batches, dylora::RankSlice rank, typename Model::Cache& cache) {
+  using S = typename Model::Scalar;
+  double sum = 0, count = 0;
+  for (const Batch& batch : batches) {
+    model.forward(batch.tokens, batch.sequences, rank, cache);
+    auto logits = cache.logits.view();
+    const auto tokens = static_cast<double>(batch.tokens.size());
+    sum += tokens * dylora::cross_entropy<S>(logits, batch.targets, logits);
+    count += tokens;
+  }
+  return sum / count;
+}
+
+/// `length` bytes that continue `prompt`, drawn at `temperature` from the model at `rank`, one at a time over a key/value cache. When the
+/// context is full, generation goes on from its second half.
+template <class Model>
+std::string continue_text(const Model& model, const std::string& prompt, Index length, double temperature, dylora::RankSlice rank,
+                          dylora::Rng& rng) {
+  std::string written;
+  std::vector<Index> seen(prompt.begin(), prompt.end());
+  for (Index& token : seen) token &= 0xff;
+  std::vector<dylora::KeyValueCache<typename Model::Scalar>> past;
+  std::size_t read = 0;
+  while (static_cast<Index>(written.size()) < length) {
+    if (static_cast<Index>(seen.size()) > model.config.context) {
+      seen.erase(seen.begin(), seen.end() - model.config.context / 2);
+      past.clear();
+      read = 0;
+    }
+    const auto logits = model.extend(std::span<const Index>(seen).subspan(read), rank, past);
+    read = seen.size();
+    const auto last = logits.col(logits.cols() - 1).template cast<double>().array();
+    const Eigen::ArrayXd weights = ((last - last.maxCoeff()) / temperature).exp();
+    double drawn = rng.uniform() * weights.sum();
+    Index token = 0;
+    while (token + 1 < weights.size() && (drawn -= weights[token]) >= 0) ++token;
+    seen.push_back(token);
+    written.push_back(static_cast<char>(token));
+  }
+  return written;
+}
+
+}  // namespace text
+
+#endif
