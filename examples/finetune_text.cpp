@@ -75,12 +75,14 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--max-rank", o.max_rank, "R, the components of each adapter")->check(CLI::PositiveNumber);
   app.add_option("--min-rank", o.min_rank, "The lowest rank that is drawn")->check(CLI::PositiveNumber);
   app.add_option("--alpha", o.alpha, "Numerator of the scale")->check(CLI::PositiveNumber);
-  app.add_option("--scale", o.scale, "Denominator of the scale: the rank, its root, or the maximal rank")->check(CLI::IsMember(scale_rules));
+  app.add_option("--scale", o.scale, "Denominator of the scale: the rank, its root, or the maximal rank")
+      ->check(CLI::IsMember(scale_rules));
   app.add_option("--sampler", o.sampler, "How ranks are drawn; fixed trains --max-rank alone, which is LoRA")
       ->check(CLI::IsMember({"uniform", "geometric", "fixed"}));
   app.add_option("--geometric-p", o.geometric_p, "The geometric sampler's p")->check(CLI::Range(0.0, 1.0));
   app.add_option("--unit", o.unit, "Components in a block; ranks are multiples of it")->check(CLI::PositiveNumber);
-  app.add_option("--mode", o.mode, "Whether all active components learn or the newest block only")->check(CLI::IsMember({"nested", "frozen"}));
+  app.add_option("--mode", o.mode, "Whether all active components learn or the newest block only")
+      ->check(CLI::IsMember({"nested", "frozen"}));
   app.add_option("--targets", o.targets, "Which projections are adapted: letters of q k v o and m for the MLP");
 
   app.add_option("--steps", o.steps, "Steps of adaptation")->check(CLI::PositiveNumber);
@@ -100,13 +102,17 @@ void declare(CLI::App& app, Options& o) {
 
   app.add_option("--seed", o.seed, "Seed of everything random");
   app.add_option("--threads", o.threads, "Threads; 0 for as many as there are")->check(CLI::NonNegativeNumber);
+
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_expected_max() == 1) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);  // what comes later wins
+  }
 }
 
 /// Ranks min..max in whole units, drawn as the options say.
 Sampler make_sampler(const Options& o) {
   if (o.min_rank % o.unit != 0 || o.max_rank % o.unit != 0 || o.min_rank > o.max_rank) {
-    throw std::invalid_argument("--min-rank and --max-rank: expected multiples of --unit " + std::to_string(o.unit) + " in that order, got " +
-                                std::to_string(o.min_rank) + " and " + std::to_string(o.max_rank));
+    throw std::invalid_argument("--min-rank and --max-rank: expected multiples of --unit " + std::to_string(o.unit) +
+                                " in that order, got " + std::to_string(o.min_rank) + " and " + std::to_string(o.max_rank));
   }
   const Index lowest = o.sampler == "fixed" ? o.max_rank / o.unit : o.min_rank / o.unit, highest = o.max_rank / o.unit;
   const auto in_units = [&](auto sampler) -> Sampler {
@@ -147,7 +153,8 @@ struct Training {
 
 Training train(Model& model, const Options& o, const Sampler& sampler, const text::Corpus& corpus, Model::Cache& cache) {
   Rng data_rng(o.seed + 1), rank_rng(o.seed + 2);
-  auto gradients = zeros_like(model);
+  auto gradients = zeros_like(model), current = gradients, good = gradients;  // good: the last parameters seen to give a finite loss
+  save_parameters(model, good);
   AdamW optimizer(model, {.beta2 = 0.99,
                           .weight_decay = o.weight_decay,
                           .max_norm = o.max_norm,
@@ -160,17 +167,23 @@ Training train(Model& model, const Options& o, const Sampler& sampler, const tex
   try {
     for (; step < o.steps; ++step) {
       Index shown = 0;
+      save_parameters(model, current);
       optimizer.set_learning_rate(schedule(step));
-      const double loss = train_step(model, optimizer, gradients, o.accumulation, sampler, rank_rng, [&](Index, RankSlice rank, double weight) {
-        text::random_batch(corpus.training, o.batch, o.context, data_rng, batch);
-        shown = rank.active;
-        return text::loss_and_gradients(model, batch, rank, weight, cache, gradients);
-      });
+      const double loss =
+          train_step(model, optimizer, gradients, o.accumulation, sampler, rank_rng, [&](Index, RankSlice rank, double weight) {
+            text::random_batch(corpus.training, o.batch, o.context, data_rng, batch);
+            shown = rank.active;
+            return text::loss_and_gradients(model, batch, rank, weight, cache, gradients);
+          });
+      std::swap(current, good);
       progress.update(step, loss, shown);
     }
   } catch (const NonFiniteError& error) {
     result.stopped = error.what();
-    std::fprintf(stderr, "\nfinetune_text: training stopped at %s\nfinetune_text: going on with the model as step %td left it\n", error.what(), step);
+    restore_parameters(model, good);
+    std::fprintf(stderr,
+                 "\nfinetune_text: training stopped at %s\nfinetune_text: going on with the last parameters that gave a finite loss\n",
+                 error.what());
   }
   result.seconds = progress.seconds();
   result.tokens_per_second = progress.tokens_per_second(step);
@@ -205,8 +218,8 @@ int run(const Options& o, const CLI::App& app) {
   text::use_threads(o.threads);
 
   const text::Corpus source = text::read_corpus(o.pretrain, o.context), target = text::read_corpus(text_paths, o.context);
-  std::printf("pretraining text: %zu files, %zu bytes; text to adapt to: %zu files, %zu bytes\n", source.files, source.bytes(), target.files,
-              target.bytes());
+  std::printf("pretraining text: %zu files, %zu bytes; text to adapt to: %zu files, %zu bytes\n", source.files, source.bytes(),
+              target.files, target.bytes());
   const text::PretrainOptions pretrain{
       .config = {.context = o.context, .width = o.width, .layers = o.layers, .heads = o.heads, .tied = !o.untied},
       .steps = o.pretrain_steps,
@@ -220,7 +233,8 @@ int run(const Options& o, const CLI::App& app) {
   Model::Cache cache;
   const double base_loss = text::mean_loss(model, validation, RankSlice::none(), cache);
   const Index parameters = parameter_count(base) + parameter_count(model);
-  std::printf("%td parameters, of which %td are trained; validation loss of the base %.4f\n", parameters, parameter_count(model), base_loss);
+  std::printf("%td parameters, of which %td are trained; validation loss of the base %.4f\n", parameters, parameter_count(model),
+              base_loss);
 
   const Training training = train(model, o, sampler, target, cache);
 

@@ -6,7 +6,7 @@ int main() {
   Rng rng(42);
 
   // A frozen pretrained weight, and a task that differs from it by an unknown rank-6 change.
-  const Matrix<float> W = random_uniform<float>(64, 128, 0.5, rng);   // out × in
+  const Matrix<float> W = random_uniform<float>(64, 128, 0.5, rng);  // out × in
   const Matrix<float> U = random_uniform<float>(64, 6, 0.5, rng);
   const Matrix<float> V = random_uniform<float>(6, 128, 0.5, rng);
   const Matrix<float> x = random_uniform<float>(128, 512, 0.5, rng);  // one column per sample
@@ -27,8 +27,7 @@ int main() {
   }
 
   // Trained once, usable at every rank. Inference is const: each thread may pick its own.
-  for (Index rank : {1, 2, 4, 6, 8, 16})
-    std::cout << "rank " << rank << "  mse " << mse(layer.forward(x, rank), target).value << '\n';
+  for (Index rank : {1, 2, 4, 6, 8, 16}) std::cout << "rank " << rank << "  mse " << mse(layer.forward(x, rank), target).value << '\n';
 
   const DenseWeight<float> deployed = layer.merged(8);  // W + ΔW at rank 8, as a weight of its own
   std::cout << "merged " << (deployed.W * x - layer.forward(x, 8)).norm() / target.norm() << '\n';

@@ -39,6 +39,7 @@ int main() {
     same = same && answers[i] == alone.rightCols(1);
     std::cout << "rank " << ranks[i] << "  last token " << answers[i].norm() << '\n';
   }
-  std::cout << (same ? "each equal, bit for bit, to one forward over the whole sequence\n" : "the answers differ from a forward over the whole sequence\n");
+  std::cout << (same ? "each equal, bit for bit, to one forward over the whole sequence\n"
+                     : "the answers differ from a forward over the whole sequence\n");
   return same ? 0 : 1;
 }

@@ -40,7 +40,8 @@ struct Block {
   Linear fc, proj;
 
   /// x (width × tokens) is updated in place.
-  void forward(dylora::MatrixRef<S> x, const dylora::Sequences& sequences, dylora::RankSlice rank, Cache& cache, Workspace& workspace) const {
+  void forward(dylora::MatrixRef<S> x, const dylora::Sequences& sequences, dylora::RankSlice rank, Cache& cache,
+               Workspace& workspace) const {
     auto branch = workspace.branch.resize(x.rows(), x.cols());
     auto norm = cache.mlp_input.resize(x.rows(), x.cols());
     attention_norm.forward(x, cache.attention_norm, norm);

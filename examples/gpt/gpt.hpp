@@ -64,7 +64,8 @@ struct Gpt {
   /// cache.logits column i predicts the token after tokens[i].
   /// Throws std::invalid_argument for a token outside the vocabulary, ShapeError for a sequence longer than the context.
   void forward(std::span<const Index> tokens, const dylora::Sequences& sequences, dylora::RankSlice rank, Cache& cache) const {
-    dylora::detail::require_equal(static_cast<Index>(tokens.size()), sequences.tokens(), "Gpt::forward: number of tokens, against the sequences");
+    dylora::detail::require_equal(static_cast<Index>(tokens.size()), sequences.tokens(),
+                                  "Gpt::forward: number of tokens, against the sequences");
     cache.tokens.assign(tokens.begin(), tokens.end());
     cache.sequences = sequences;
     auto x = cache.x.resize(config.width, sequences.tokens());
@@ -179,8 +180,11 @@ Gpt<S, DenseLinear<S>> random_gpt(const Config& config, dylora::Rng& rng) {
     auto o = linear(width, width, into_residual);
     auto fc = linear(4 * width, width, bound);
     auto proj = linear(width, 4 * width, into_residual);
-    model.blocks.push_back({LayerNorm<S>(width), LayerNorm<S>(width), {std::move(q), std::move(k), std::move(v), std::move(o), {.heads = config.heads}},
-                            std::move(fc), std::move(proj)});
+    model.blocks.push_back({LayerNorm<S>(width),
+                            LayerNorm<S>(width),
+                            {std::move(q), std::move(k), std::move(v), std::move(o), {.heads = config.heads}},
+                            std::move(fc),
+                            std::move(proj)});
   }
   if (!config.tied) model.head = dylora::random_uniform<S>(width, config.vocabulary, bound, rng);
   return model;
@@ -205,8 +209,11 @@ Gpt<S> adapted(const Gpt<S, DenseLinear<S>>& base, dylora::LowRankOptions option
     auto q = linear(attention.q, targets.q), k = linear(attention.k, targets.k), v = linear(attention.v, targets.v);
     auto o = linear(attention.o, targets.o);
     auto fc = linear(block.fc, targets.mlp), proj = linear(block.proj, targets.mlp);
-    model.blocks.push_back({block.attention_norm, block.mlp_norm, {std::move(q), std::move(k), std::move(v), std::move(o), attention.options},
-                            std::move(fc), std::move(proj)});
+    model.blocks.push_back({block.attention_norm,
+                            block.mlp_norm,
+                            {std::move(q), std::move(k), std::move(v), std::move(o), attention.options},
+                            std::move(fc),
+                            std::move(proj)});
   }
   return model;
 }

@@ -33,9 +33,9 @@ struct PretrainOptions {
 inline std::string base_key(const PretrainOptions& options, const Corpus& corpus) {
   const gpt::Config& c = options.config;
   std::ostringstream key;
-  key << "dylora base 1: vocabulary " << c.vocabulary << " context " << c.context << " width " << c.width << " layers " << c.layers << " heads "
-      << c.heads << (c.tied ? " tied" : " untied") << " steps " << options.steps << " batch " << options.batch << " lr " << options.lr
-      << " seed " << options.seed << " text " << std::hex << checksum(corpus.training.data(), corpus.training.size());
+  key << "dylora base 1: vocabulary " << c.vocabulary << " context " << c.context << " width " << c.width << " layers " << c.layers
+      << " heads " << c.heads << (c.tied ? " tied" : " untied") << " steps " << options.steps << " batch " << options.batch << " lr "
+      << options.lr << " seed " << options.seed << " text " << std::hex << checksum(corpus.training.data(), corpus.training.size());
   return key.str();
 }
 

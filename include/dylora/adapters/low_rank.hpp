@@ -18,9 +18,9 @@
 namespace dylora {
 
 struct LowRankOptions {
-  Index max_rank = 8;                  ///< R, at most min(in, out); 0 means no adapter, as in loralib
-  double alpha = 16;                   ///< α > 0, the numerator of the scale
-  ScaleRule scale = alpha_over_rank;   ///< s(b)
+  Index max_rank = 8;                 ///< R, at most min(in, out); 0 means no adapter, as in loralib
+  double alpha = 16;                  ///< α > 0, the numerator of the scale
+  ScaleRule scale = alpha_over_rank;  ///< s(b)
 };
 
 /// Δ_b(x) = s(b) · B[:, :b] · A[:b, :] · x
@@ -107,7 +107,8 @@ struct LowRank {
   /// Throws ShapeError if something does not fit or the cache was not filled. Costs 4·b·n·(in + out) flops at t = 0.
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
     detail::require_equal(dy.rows(), out_features(), "LowRank::add_backward: rows of dy");
-    detail::require_equal(dy.cols(), cache.samples, "LowRank::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
+    detail::require_equal(dy.cols(), cache.samples,
+                          "LowRank::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
     detail::require_equal(x.rows(), in_features(), "LowRank::add_backward: rows of x");
     detail::require_equal(x.cols(), dy.cols(), "LowRank::add_backward: samples in x");
     detail::require_equal(dx.rows(), in_features(), "LowRank::add_backward: rows of dx");

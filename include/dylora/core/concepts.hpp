@@ -28,21 +28,20 @@ concept MergeableWeight = FrozenWeight<W> && requires(const W& weight) {
 
 /// Something trainable: it names its parameters and knows the type of their gradients.
 template <class T>
-concept Trainable = requires(T& trained, typename T::Gradients& gradients) {
-  T::zip_parameters([](Parameter, auto&, auto&) {}, trained, gradients);
-};
+concept Trainable =
+    requires(T& trained, typename T::Gradients& gradients) { T::zip_parameters([](Parameter, auto&, auto&) {}, trained, gradients); };
 
 /// A trainable correction Δ of a frozen weight. Both verbs add into their outputs.
 template <class A>
-concept Adapter = Trainable<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, MatrixRef<typename A::Scalar> out,
-                                           RankSlice rank, typename A::Cache& cache, const typename A::Cache& filled,
-                                           typename A::Gradients& gradients) {
-  { adapter.in_features() } -> std::same_as<Index>;
-  { adapter.out_features() } -> std::same_as<Index>;
-  { adapter.max_rank() } -> std::same_as<Index>;
-  adapter.add_forward(in, rank, cache, out);              // (x, …, y)           y += Δ_rank(x)
-  adapter.add_backward(in, in, filled, gradients, out);   // (x, dy, …, dx)      gradients += ∂/∂θ, dx += ∂/∂x
-};
+concept Adapter =
+    Trainable<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, MatrixRef<typename A::Scalar> out, RankSlice rank,
+                             typename A::Cache& cache, const typename A::Cache& filled, typename A::Gradients& gradients) {
+      { adapter.in_features() } -> std::same_as<Index>;
+      { adapter.out_features() } -> std::same_as<Index>;
+      { adapter.max_rank() } -> std::same_as<Index>;
+      adapter.add_forward(in, rank, cache, out);             // (x, …, y)           y += Δ_rank(x)
+      adapter.add_backward(in, in, filled, gradients, out);  // (x, dy, …, dx)      gradients += ∂/∂θ, dx += ∂/∂x
+    };
 
 /// An adapter that is linear in its input, so that it can be merged: delta(b) is Δ_b as an out × in matrix.
 template <class A>
@@ -53,18 +52,18 @@ concept MergeableAdapter = Adapter<A> && requires(const A& adapter, RankSlice ra
 /// Something that maps and differentiates, and keeps what its backward needs in a cache that the caller owns. Backward is the
 /// vector-Jacobian product: the gradient of ⟨forward(x), dy⟩.
 template <class L>
-concept Layer = Trainable<L> && requires(const L& layer, ConstMatrixRef<typename L::Scalar> in, MatrixRef<typename L::Scalar> out,
-                                         RankSlice rank, typename L::Cache& cache, const typename L::Cache& filled,
-                                         typename L::Gradients& gradients) {
-  { layer.in_features() } -> std::same_as<Index>;
-  { layer.out_features() } -> std::same_as<Index>;
-  { layer.max_rank() } -> std::same_as<Index>;
-  { layer.forward(in, rank) } -> std::same_as<Matrix<typename L::Scalar>>;
-  { layer.forward(in, rank, cache) } -> std::same_as<Matrix<typename L::Scalar>>;
-  { layer.backward(in, filled, gradients) } -> std::same_as<Matrix<typename L::Scalar>>;
-  layer.forward(in, rank, cache, out);
-  layer.backward(in, filled, gradients, out);
-};
+concept Layer =
+    Trainable<L> && requires(const L& layer, ConstMatrixRef<typename L::Scalar> in, MatrixRef<typename L::Scalar> out, RankSlice rank,
+                             typename L::Cache& cache, const typename L::Cache& filled, typename L::Gradients& gradients) {
+      { layer.in_features() } -> std::same_as<Index>;
+      { layer.out_features() } -> std::same_as<Index>;
+      { layer.max_rank() } -> std::same_as<Index>;
+      { layer.forward(in, rank) } -> std::same_as<Matrix<typename L::Scalar>>;
+      { layer.forward(in, rank, cache) } -> std::same_as<Matrix<typename L::Scalar>>;
+      { layer.backward(in, filled, gradients) } -> std::same_as<Matrix<typename L::Scalar>>;
+      layer.forward(in, rank, cache, out);
+      layer.backward(in, filled, gradients, out);
+    };
 
 /// A layer that can work on an input which the caller keeps: what a composite layer builds on, so that an activation read by several
 /// projections is stored once.

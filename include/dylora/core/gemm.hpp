@@ -195,7 +195,8 @@ void gemm_serial(Index rows, Index cols, Index depth, S scale, const Operand<S>&
           return {memory.left.data() + row * deep, padded};
         };
         const auto multiply = [&]<bool add, Index step>(Index col, const RightPanel<S, step>& right) {
-          multiply_column<S, add>(tall, std::min<Index>(tile_cols, wide - col), deep, left, right, scale, dst + i + (j + col) * stride, stride);
+          multiply_column<S, add>(tall, std::min<Index>(tile_cols, wide - col), deep, left, right, scale, dst + i + (j + col) * stride,
+                                  stride);
         };
         for (Index col = 0; col < wide; col += tile_cols) {
           const auto run = [&]<Index step>(const RightPanel<S, step>& right) {
@@ -218,7 +219,8 @@ void gemm_serial(Index rows, Index cols, Index depth, S scale, const Operand<S>&
 
 /// dst = [dst +] scale · lhs · rhs, split over threads along dst's longer side. 2 · rows · cols · depth flops.
 template <class S>
-void gemm(Index rows, Index cols, Index depth, S scale, const Operand<S>& lhs, const Operand<S>& rhs, S* dst, Index stride, bool accumulate) {
+void gemm(Index rows, Index cols, Index depth, S scale, const Operand<S>& lhs, const Operand<S>& rhs, S* dst, Index stride,
+          bool accumulate) {
   const double work = static_cast<double>(rows) * static_cast<double>(cols) * static_cast<double>(depth);
   if (rows >= cols) {
     for_each_range(rows, tile_rows<S>, work, [&](Index begin, Index end) {

@@ -144,6 +144,23 @@ void add(const T& /*trained*/, typename T::Gradients& sum, const typename T::Gra
       sum, other);
 }
 
+/// snapshot = the values of all parameters, in the shape of the gradients: a state that training can go back to.
+template <class T>
+void save_parameters(const T& trained, typename T::Gradients& snapshot) {
+  T::zip_parameters([](Parameter, const auto& p, auto& s) { s = p; }, trained, snapshot);
+}
+
+/// The parameters become those of the snapshot, which save_parameters made from the same kind of layer.
+template <class T>
+void restore_parameters(T& trained, const typename T::Gradients& snapshot) {
+  T::zip_parameters(
+      [](Parameter parameter, auto& p, const auto& s) {
+        detail::require_equal(s.size(), p.size(), "restore_parameters: size of " + std::string(parameter.name));
+        p = s;
+      },
+      trained, snapshot);
+}
+
 /// √ Σ g² over all parameters, summed in double. Components that were not trained hold zeros and are not read.
 template <class T>
 double norm(const T& /*trained*/, const typename T::Gradients& gradients) {

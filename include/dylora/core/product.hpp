@@ -37,7 +37,8 @@ void multiply_into(D& dst, const L& lhs, const R& rhs, S scale) {
     return;
   }
   if constexpr (D::IsRowMajor) {
-    gemm<S>(dst.cols(), dst.rows(), lhs.cols(), scale, operand(rhs).transposed(), operand(lhs).transposed(), dst.data(), dst.outerStride(), accumulate);
+    gemm<S>(dst.cols(), dst.rows(), lhs.cols(), scale, operand(rhs).transposed(), operand(lhs).transposed(), dst.data(), dst.outerStride(),
+            accumulate);
   } else {
     gemm<S>(dst.rows(), dst.cols(), lhs.cols(), scale, operand(lhs), operand(rhs), dst.data(), dst.outerStride(), accumulate);
   }

@@ -23,7 +23,8 @@ struct RankSlice {
   Index trainable_from = 0;
 
   /// Throws std::invalid_argument unless 1 ≤ active and 0 ≤ trainable_from < active; the adapter checks active ≤ max_rank.
-  constexpr RankSlice(Index active_, Index trainable_from_ = 0) : active(active_), trainable_from(trainable_from_) {  // NOLINT(*-explicit-*)
+  constexpr RankSlice(Index active_, Index trainable_from_ = 0)
+      : active(active_), trainable_from(trainable_from_) {  // NOLINT(*-explicit-*)
     if (active < 1) {
       throw std::invalid_argument("rank: expected at least 1 (RankSlice::none() runs without the adapter), got " + std::to_string(active));
     }

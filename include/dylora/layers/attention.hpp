@@ -153,7 +153,8 @@ struct Attention {
   /// forward over the whole sequence at the same rank. Throws std::invalid_argument if the attention is not causal, ShapeError if x or
   /// `past` do not fit.
   Matrix<S> extend(ConstMatrixRef<S> x, RankSlice rank, KeyValueCache<S>& past) const {
-    if (!options.causal) throw std::invalid_argument("Attention::extend: expected a causal attention; without it every token sees the future");
+    if (!options.causal)
+      throw std::invalid_argument("Attention::extend: expected a causal attention; without it every token sees the future");
     detail::require_samples(x.cols(), "Attention::extend: x");
     Cache fresh;
     q.apply(x, rank, fresh.q, fresh.Q.resize(q.out_features(), x.cols()));
@@ -255,7 +256,8 @@ struct Attention {
         S* const query_dots = dot.col(head).data() + begin;
         for (Index i = 0; i < n; ++i) {
           query_dots[i] = 0;
-          for (Index r = head * head_dim(); r < (head + 1) * head_dim(); ++r) query_dots[i] += context(r, begin + i) * d_context(r, begin + i);
+          for (Index r = head * head_dim(); r < (head + 1) * head_dim(); ++r)
+            query_dots[i] += context(r, begin + i) * d_context(r, begin + i);
         }
         detail::attend_backward<S>({n, n, 0, options.causal}, temperature(), of_head(queries, head), of_head(keys, group_head),
                                    of_head(values, group_head), logsumexp.col(head).data() + begin, query_dots, of_head(d_context, head),

@@ -167,7 +167,8 @@ GradientReport check_gradients(const L& layer, const Matrix<double>& x, RankSlic
 /// The same for an adapter by itself, whose backward must add into dx as well.
 template <Adapter A>
   requires std::same_as<typename A::Scalar, double>
-GradientReport check_gradients(const A& adapter, const Matrix<double>& x, RankSlice rank, Rng& rng, const typename A::Cache& prototype = {}) {
+GradientReport check_gradients(const A& adapter, const Matrix<double>& x, RankSlice rank, Rng& rng,
+                               const typename A::Cache& prototype = {}) {
   return detail::check_layer_gradients(detail::AdapterLayer<A>{adapter}, x, rank, rng, {{}, prototype}, true);
 }
 

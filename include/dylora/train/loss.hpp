@@ -53,17 +53,19 @@ struct CrossEntropyOptions {
 
 namespace detail {
 
-/// to = exp(from − shift), returning its sum. In whole blocks, the last one padded: an element's bits depend on its value alone.
+/// to = exp(from − shift), returning its sum. In whole blocks, the last one padded: an element's bits depend on its value alone. Eigen's
+/// vectorised exp(−∞) is a tiny number, hence the select.
 template <class S>
 S shifted_exp(const S* from, Index size, S shift, S* to) {
   constexpr Index block = 64;
+  constexpr S infinity = std::numeric_limits<S>::infinity();
   Eigen::Array<S, block, 1> values;
   S sum = 0;
   for (Index i = 0; i < size; i += block) {
     const Index used = std::min(block, size - i);
-    if (used < block) values.setConstant(-std::numeric_limits<S>::infinity());
+    if (used < block) values.setConstant(-infinity);
     std::copy_n(from + i, used, values.data());
-    values = (values - shift).exp();
+    values = (values == -infinity).select(S(0), (values - shift).exp());
     sum += values.sum();
     std::copy_n(values.data(), used, to + i);
   }

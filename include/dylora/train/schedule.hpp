@@ -12,10 +12,10 @@ namespace dylora {
 enum class Decay { constant, linear, cosine };
 
 struct ScheduleOptions {
-  double peak = 1e-3;        ///< the learning rate after warm-up
-  Index steps = 1000;        ///< steps of the whole run
-  Index warmup_steps = 0;    ///< rising linearly: the first step runs at peak / warmup_steps
-  double final_fraction = 0; ///< what is left of the peak after the last step (linear and cosine)
+  double peak = 1e-3;         ///< the learning rate after warm-up
+  Index steps = 1000;         ///< steps of the whole run
+  Index warmup_steps = 0;     ///< rising linearly: the first step runs at peak / warmup_steps
+  double final_fraction = 0;  ///< what is left of the peak after the last step (linear and cosine)
 };
 
 /// The learning rate of each step: linear warm-up to the peak, then constant, or down to peak · final_fraction along a line or half a cosine

@@ -39,7 +39,8 @@ double train_step(T& trained, Optimizer& optimizer, typename T::Gradients& gradi
   for (Index i = 0; i < micro_batches; ++i) {
     const RankSlice rank = sampler(rng);
     const auto where = [&] {
-      return "step " + std::to_string(optimizer.steps()) + ", micro-batch " + std::to_string(i) + ", rank " + std::to_string(rank.active) + ": ";
+      return "step " + std::to_string(optimizer.steps()) + ", micro-batch " + std::to_string(i) + ", rank " + std::to_string(rank.active) +
+             ": ";
     };
     double loss = 0;
     try {
@@ -48,7 +49,8 @@ double train_step(T& trained, Optimizer& optimizer, typename T::Gradients& gradi
       throw NonFiniteError(where() + error.what());
     }
     if (!std::isfinite(loss)) {
-      throw NonFiniteError(where() + "loss: expected a finite number, got " + std::to_string(loss) + "; parameters and moments are as they were");
+      throw NonFiniteError(where() + "loss: expected a finite number, got " + std::to_string(loss) +
+                           "; parameters and moments are as they were");
     }
     sum += loss;
   }

@@ -30,7 +30,11 @@ double clip_factor(const T& trained, const typename T::Gradients& gradients, dou
   const double length = norm(trained, gradients);
   if (!std::isfinite(length)) {
     std::string name = "(their norm)";
-    T::zip_parameters([&](Parameter parameter, const auto& g) { if (!g.allFinite()) name = parameter.name; }, gradients);
+    T::zip_parameters(
+        [&](Parameter parameter, const auto& g) {
+          if (!g.allFinite()) name = parameter.name;
+        },
+        gradients);
     throw NonFiniteError(std::string(who) + ": gradient of " + name +
                          ": expected finite numbers, got a NaN or an infinity; parameters and moments are as they were");
   }

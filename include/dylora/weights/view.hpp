@@ -58,14 +58,17 @@ class WeightView {
   Vector<S> dense_bias() const { return bias_; }
 
  private:
-  WeightView(Values values, const S* bias) : values_(values), bias_(bias, bias != nullptr ? values.rows() : 0) { require_size(rows(), cols()); }
+  WeightView(Values values, const S* bias) : values_(values), bias_(bias, bias != nullptr ? values.rows() : 0) {
+    require_size(rows(), cols());
+  }
 
   static Values mapped(const S* values, Index out, Index in, Index stride) {
     require_size(out, in);  // before Eigen sees it
     const Index tightest = inner_size(out, in);
     detail::require_option(stride == 0 || stride >= tightest, static_cast<double>(stride), "WeightView: stride",
                            "at least " + std::to_string(tightest) + " elements, or 0");
-    if (values == nullptr) throw ShapeError("WeightView: values: expected a pointer to " + std::to_string(out * in) + " elements, got null");
+    if (values == nullptr)
+      throw ShapeError("WeightView: values: expected a pointer to " + std::to_string(out * in) + " elements, got null");
     return Values(values, out, in, Eigen::OuterStride<>(stride != 0 ? stride : tightest));
   }
 

@@ -1,0 +1,183 @@
+#include "dylora/core/parallel.hpp"
+
+#include <atomic>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dylora/core/rank_sampler.hpp"
+#include "dylora/layers/attention.hpp"
+#include "dylora/layers/linear.hpp"
+#include "dylora/train/adamw.hpp"
+#include "dylora/train/loss.hpp"
+#include "dylora/train/train_step.hpp"
+#include "support/catch.hpp"
+#include "support/make.hpp"
+#include "support/threads.hpp"
+#include "support/values.hpp"
+
+namespace dylora::test {
+
+namespace {
+
+/// f gives the same bits however threads are used.
+template <class F>
+void check_same_bits(F&& f) {
+  const auto expected = f();
+  REQUIRE(expected.size() > 0);
+  for_each_threading(f, [&](const auto& got, const std::string& where) {
+    INFO(where);
+    CHECK(same_bits(got, expected));
+  });
+}
+
+template <class L, class Forward>
+Vector<typename L::Scalar> outputs_and_gradients(const L& layer, const Matrix<typename L::Scalar>& dy, Forward&& forward) {
+  using S = typename L::Scalar;
+  typename L::Cache cache;
+  auto gradients = zeros_like(layer);
+  const Matrix<S> y = forward(cache), dx = layer.backward(dy, cache, gradients);
+  return joined<S>({y.reshaped(), dx.reshaped(), values<L>(gradients)});
+}
+
+template <class S>
+Attention<S> big_attention(Index features, Index max_rank) {
+  const auto projection = [&](Index out, std::uint64_t seed) { return MakeLayer<Linear<S>>::make(features, out, true, max_rank, seed); };
+  Attention<S> attention(projection(features, 1), projection(features / 2, 4), projection(features / 2, 7), projection(features, 10),
+                         {.heads = 4, .key_value_heads = 2});
+  randomize<Attention<S>>(attention, 3);
+  return attention;
+}
+
+/// 200 steps of DyLoRA with AdamW, two micro-batches at ranks of their own; what the losses and the parameters were.
+template <class L, class Forward>
+Vector<float> train(L layer, Index max_rank, Index samples, Forward&& forward) {
+  Rng rng(6);
+  const Matrix<float> x = noise<float>(layer.in_features(), samples, 4), target = noise<float>(layer.out_features(), samples, 5);
+  auto gradients = zeros_like(layer);
+  typename L::Cache cache;
+  Matrix<float> y(target.rows(), samples), dy = y, dx(x.rows(), samples);
+  AdamW optimizer(layer, {.lr = 1e-2, .weight_decay = 0.01, .max_norm = 1});
+  Vector<float> losses(200);
+  for (float& loss : losses) {
+    loss = static_cast<float>(train_step(layer, optimizer, gradients, 2, UniformRank{1, max_rank}, rng, [&](Index, RankSlice rank, double weight) {
+      forward(layer, x, rank, cache, y);
+      const double value = mse<float>(y, target, dy, weight);
+      layer.backward(dy, cache, gradients, dx);
+      return value;
+    }));
+  }
+  return joined<float>({losses, values<L>(layer)});
+}
+
+}  // namespace
+
+// Sizes are past the threshold for threads, and no multiple of a register tile or of the depth block.
+
+TEMPLATE_TEST_CASE("a linear layer gives the same bits for any number of threads", "", float, double) {
+  using S = TestType;
+  using L = Linear<S>;
+  L layer = MakeLayer<L>::make(530, 300, true, 37, 1);
+  randomize<L>(layer, 2);
+  const Matrix<S> x = noise<S>(530, 70, 3), dy = noise<S>(300, 70, 4);
+  for (const RankSlice rank : {RankSlice{1}, RankSlice{19, 18}, RankSlice{37}}) {
+    check_same_bits([&] { return outputs_and_gradients(layer, dy, [&](auto& cache) { return layer.forward(x, rank, cache); }); });
+  }
+}
+
+TEMPLATE_TEST_CASE("a wide batch gives the same bits for any number of threads", "", float, double) {
+  using S = TestType;
+  using L = Linear<S, LowRank<S>, WeightView<S, RowMatrix<S>>>;
+  L layer = MakeLayer<L>::make(61, 47, false, 5, 1);
+  randomize<L>(layer, 2);
+  const Matrix<S> x = noise<S>(61, 1037, 3), dy = noise<S>(47, 1037, 4);
+  check_same_bits([&] { return outputs_and_gradients(layer, dy, [&](auto& cache) { return layer.forward(x, 3, cache); }); });
+}
+
+TEMPLATE_TEST_CASE("an attention gives the same bits for any number of threads", "", float, double) {
+  using S = TestType;
+  const Attention<S> attention = big_attention<S>(60, 7);
+  const Sequences sequences({70, 1, 131, 64});
+  const Matrix<S> x = noise<S>(60, sequences.tokens(), 3), dy = noise<S>(60, sequences.tokens(), 4);
+  for (const RankSlice rank : {RankSlice{1}, RankSlice{4, 3}, RankSlice{7}}) {
+    check_same_bits([&] { return outputs_and_gradients(attention, dy, [&](auto& cache) { return attention.forward(x, sequences, rank, cache); }); });
+  }
+}
+
+TEST_CASE("a cross entropy gives the same bits for any number of threads") {
+  const Matrix<float> logits = noise<float>(300, 530, 1);
+  std::vector<Index> targets;
+  for (Index i = 0; i < 530; ++i) targets.push_back(i % 300);
+  check_same_bits([&] {
+    const auto loss = cross_entropy<float>(logits, targets);
+    return joined<float>({loss.gradient.reshaped(), Vector<float>::Constant(1, static_cast<float>(loss.value))});
+  });
+}
+
+TEST_CASE("training a linear layer gives the same bits for any number of threads") {
+  using L = Linear<float>;
+  const auto forward = [](const L& layer, const auto& x, RankSlice rank, auto& cache, auto& y) { layer.forward(x, rank, cache, y); };
+  check_same_bits([&] { return train(MakeLayer<L>::make(90, 83, true, 6, 1), 6, 70, forward); });
+}
+
+TEST_CASE("training an attention gives the same bits for any number of threads") {
+  using L = Attention<float>;
+  const Sequences sequences({95, 1, 23, 40});
+  const auto forward = [&](const L& layer, const auto& x, RankSlice rank, auto& cache, auto& y) { layer.forward(x, sequences, rank, cache, y); };
+  check_same_bits([&] { return train(big_attention<float>(24, 6), 6, sequences.tokens(), forward); });
+}
+
+TEST_CASE("ranges cover everything once and begin at multiples of the grain") {
+  const auto ranges = [](Index size, Index grain, double work) {
+    std::mutex mutex;
+    std::vector<std::pair<Index, Index>> result;
+    for_each_range(size, grain, work, [&](Index begin, Index end) {
+      const std::lock_guard lock(mutex);
+      result.emplace_back(begin, end);
+    });
+    std::sort(result.begin(), result.end());
+    return result;
+  };
+  using Ranges = std::vector<std::pair<Index, Index>>;
+  CHECK(ranges(100, 16, 0) == Ranges{{0, 100}});
+#ifdef _OPENMP
+  for (const int threads : {1, 2, 3, 8}) {
+    const Ranges split = with_threads(threads, [&] { return ranges(100, 16, 1e6); });
+    REQUIRE(split.size() == static_cast<std::size_t>(std::min(threads, 7)));  // 7 grains, and a team is worth its start
+    Index covered = 0;
+    for (const auto& [begin, end] : split) {
+      CHECK(begin == covered);
+      CHECK(begin % 16 == 0);
+      CHECK(end > begin);
+      covered = end;
+    }
+    CHECK(covered == 100);
+  }
+  for (const Ranges& split : with_threads(8, [&] { return inside_team(2, [&] { return ranges(100, 16, 1e6); }); })) CHECK(split == Ranges{{0, 100}});
+#endif
+}
+
+TEST_CASE("every task runs once") {
+  for (const double work : {0.0, 1e6}) {
+    std::vector<std::atomic<int>> runs(1000);
+    for_each_task(1000, work, [&](Index i) { ++runs[static_cast<std::size_t>(i)]; });
+    for (const auto& count : runs) CHECK(count == 1);
+  }
+  for_each_task(0, 1e6, [](Index) { FAIL("there is no task"); });
+}
+
+#ifdef _OPENMP
+TEST_CASE("the library starts no team inside one of the caller's and leaves the settings of OpenMP alone") {
+  const int threads = omp_get_max_threads(), levels = omp_get_max_active_levels(), dynamic = omp_get_dynamic();
+  std::atomic<int> deepest = 0;
+#pragma omp parallel num_threads(2)
+  for_each_task(8, 1e6, [&](Index) { deepest = std::max<int>(deepest, omp_get_active_level()); });
+  CHECK(deepest == 1);
+  CHECK(omp_get_max_threads() == threads);
+  CHECK(omp_get_max_active_levels() == levels);
+  CHECK(omp_get_dynamic() == dynamic);
+}
+#endif
+
+}  // namespace dylora::test

@@ -1,0 +1,73 @@
+#include "dylora/core/rank.hpp"
+
+#include <utility>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/throws.hpp"
+
+namespace dylora::test {
+
+TEST_CASE("a rank by itself is nested and trains all of its components") {
+  const RankSlice rank = 4;
+  CHECK(rank.active == 4);
+  CHECK(rank.trainable_from == 0);
+  CHECK(rank.trainable() == 4);
+  CHECK(rank == RankSlice{4, 0});
+  CHECK_FALSE(rank == RankSlice{4, 3});
+}
+
+TEST_CASE("a frozen slice trains what lies above its prefix") {
+  CHECK(RankSlice{4, 3}.trainable() == 1);
+  CHECK(RankSlice{6, 4}.trainable() == 2);
+}
+
+TEST_CASE("no component is a slice of its own") {
+  CHECK(RankSlice::none().active == 0);
+  CHECK(RankSlice::none().trainable() == 0);
+}
+
+TEST_CASE("a slice refuses ranks below 1 and prefixes outside of it") {
+  CHECK_THROWS_SAYING(std::invalid_argument, RankSlice(0), "rank", "at least 1", "none()", "got 0");
+  CHECK_THROWS_SAYING(std::invalid_argument, RankSlice(-3), "rank", "at least 1", "got -3");
+  CHECK_THROWS_SAYING(std::invalid_argument, RankSlice(4, 4), "trainable_from", "[0, 3]", "got 4");
+  CHECK_THROWS_SAYING(std::invalid_argument, RankSlice(4, -1), "trainable_from", "[0, 3]", "got -1");
+}
+
+TEST_CASE("a component set holds what was inserted and gives it back in runs") {
+  ComponentSet set(8);
+  CHECK(set.empty());
+  const auto runs = [&] {
+    std::vector<std::pair<Index, Index>> result;
+    set.for_each_range([&](Index begin, Index end) { result.emplace_back(begin, end); });
+    return result;
+  };
+  using Runs = std::vector<std::pair<Index, Index>>;
+  CHECK(runs().empty());
+  set.insert({3, 1});
+  CHECK(runs() == Runs{{1, 3}});
+  set.insert(RankSlice::none());
+  CHECK(runs() == Runs{{1, 3}});
+  set.insert({8, 7});
+  CHECK(runs() == Runs{{1, 3}, {7, 8}});
+  set.insert(3, 5);
+  CHECK(runs() == Runs{{1, 5}, {7, 8}});
+  CHECK(set.contains(4));
+  CHECK_FALSE(set.contains(5));
+  CHECK_FALSE(set.empty());
+
+  ComponentSet other(8);
+  other.insert({6, 5});
+  set.insert(other);
+  CHECK(runs() == Runs{{1, 6}, {7, 8}});
+  set.insert(6);
+  CHECK(runs() == Runs{{0, 6}, {7, 8}});
+  set.insert(8);
+  CHECK(runs() == Runs{{0, 8}});
+  set.clear();
+  CHECK(set.empty());
+  CHECK(set.size() == 8);
+  CHECK(ComponentSet().size() == 0);
+}
+
+}  // namespace dylora::test

@@ -1,0 +1,274 @@
+#ifndef DYLORA_TESTS_LAWS_ADAPTER_LAWS_HPP
+#define DYLORA_TESTS_LAWS_ADAPTER_LAWS_HPP
+
+#include <concepts>
+#include <string>
+
+#include "dylora/core/concepts.hpp"
+#include "dylora/core/parameters.hpp"
+#include "dylora/testing/gradient_check.hpp"
+#include "support/catch.hpp"
+#include "support/law.hpp"
+#include "support/make.hpp"
+#include "support/throws.hpp"
+#include "support/values.hpp"
+
+/// What every adapter obeys. The including file says before which ones: using AdaptersUnderTest = InFloatAndDouble<...>.
+namespace dylora::test {
+
+/// One adapter to show a law on: fresh (B = 0) or trained (all at random), and a slice.
+template <class A>
+struct AdapterCase {
+  using S = typename A::Scalar;
+  static constexpr Index in = 9, out = 7, samples = 5;
+
+  bool trained;
+  RankSlice rank;
+  A adapter = make<A>();
+  Matrix<S> x = noise<S>(in, samples, 1);
+  Matrix<S> dy = noise<S>(out, samples, 2);
+
+  /// The same as another type.
+  template <class T>
+  T make() const {
+    T made = make_adapter<T>(in, out, law_rank, 10);
+    if (trained) randomize<T>(made, 3);
+    return made;
+  }
+
+  A truncated(Index max_rank) const {
+    A shorter = make_adapter<A>(in, out, max_rank, 10);
+    copy_prefix(adapter, shorter);
+    return shorter;
+  }
+};
+
+/// Shows a law fresh and trained, at every slice.
+template <class A, class F>
+void for_each_adapter_case(F&& show) {
+  for (const bool trained : {false, true}) {
+    for (const RankSlice rank : law_slices()) {
+      INFO((trained ? "trained, " : "fresh, ") << describe(rank));
+      LawCount::add_case();
+      show(AdapterCase<A>{trained, rank});
+    }
+  }
+}
+
+/// What a forward and a backward add to zero.
+template <class A>
+struct AdapterResult {
+  using S = typename A::Scalar;
+  Matrix<S> y, dx;
+  typename A::Gradients gradients;
+
+  bool operator==(const AdapterResult& other) const {
+    return same_bits(y, other.y) && same_bits(dx, other.dx) && same_bits(values<A>(gradients), values<A>(other.gradients));
+  }
+};
+
+template <class A>
+AdapterResult<A> run(const A& adapter, const Matrix<typename A::Scalar>& x, const Matrix<typename A::Scalar>& dy, RankSlice rank,
+                     typename A::Cache cache = fresh_cache<A>()) {
+  using S = typename A::Scalar;
+  AdapterResult<A> result{Matrix<S>::Zero(adapter.out_features(), x.cols()), Matrix<S>::Zero(x.rows(), x.cols()), zeros_like(adapter)};
+  adapter.add_forward(x, rank, cache, result.y);
+  adapter.add_backward(x, dy, cache, result.gradients, result.dx);
+  return result;
+}
+
+template <class A>
+AdapterResult<A> run(const AdapterCase<A>& c) {
+  return run(c.adapter, c.x, c.dy, c.rank);
+}
+
+TEMPLATE_LIST_TEST_CASE("an adapter's backward is the derivative of its forward", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  STATIC_REQUIRE(Adapter<A>);
+  for_each_adapter_case<A>([](const AdapterCase<A>& c) {
+    if constexpr (std::same_as<typename A::Scalar, double>) {
+      Rng rng(4);
+      const GradientReport report = check_gradients(c.adapter, c.x, c.rank, rng, fresh_cache<A>());
+      INFO(report.where);
+      CHECK(report.entries == c.x.size() + parameter_count(c.adapter));
+      CHECK(report.error < 1e-6);
+    } else {  // as the double adapter, which is held to differences
+      using D = typename TestType::InDouble::Type;
+      const auto got = run(c);
+      const auto exact = run(c.template make<D>(), in_double(c.x), in_double(c.dy), c.rank);
+      CHECK(gap(in_double(got.y), exact.y) < rounding<float>);
+      CHECK(gap(in_double(got.dx), exact.dx) < rounding<float>);
+      CHECK(gap(values<A>(got.gradients).template cast<double>(), values<D>(exact.gradients)) < rounding<float>);
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("an adapter's delta is its forward as a matrix", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  using S = typename A::Scalar;
+  STATIC_REQUIRE(MergeableAdapter<A>);
+  for_each_adapter_case<A>([](const AdapterCase<A>& c) {
+    const Matrix<S> delta = c.adapter.delta(c.rank);
+    CHECK(gap(in_double(delta).lazyProduct(in_double(c.x)), in_double(run(c.adapter, c.x, c.dy, c.rank, {}).y)) < rounding<S>);
+    if (!c.trained) CHECK(delta.isZero(0));
+    CHECK(c.adapter.delta(RankSlice::none()).isZero(0));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("an adapter at no rank or with B = 0 adds nothing", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  for_each_adapter_case<A>([](const AdapterCase<A>& c) {
+    const auto none = run(c.adapter, c.x, c.dy, RankSlice::none());
+    CHECK(none.y.isZero(0));
+    CHECK(none.dx.isZero(0));
+    CHECK(values<A>(none.gradients).isZero(0));
+    if (!c.trained) {
+      CHECK(run(c).y.isZero(0));
+      CHECK(run(c).dx.isZero(0));
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("an adapter at rank b is the adapter truncated to b bit for bit", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  for_each_adapter_case<A>([](const AdapterCase<A>& c) {
+    const Index b = c.rank.active;
+    const A truncated = c.truncated(b);
+    const auto whole = run(c), part = run(truncated, c.x, c.dy, c.rank);
+    CHECK(same_bits(whole.y, part.y));
+    CHECK(same_bits(whole.dx, part.dx));
+    CHECK(same_bits(values<A>(whole.gradients, 0, b), values<A>(part.gradients)));
+    CHECK(same_bits(c.adapter.delta(c.rank), truncated.delta(c.rank)));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("components past the rank are neither read nor written by an adapter", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  using S = typename A::Scalar;
+  for_each_adapter_case<A>([](const AdapterCase<A>& c) {
+    const auto clean = run(c);
+    A poisoned = c.adapter;
+    fill_values<A>(poisoned, nan<S>, c.rank.active);
+    CHECK(run(poisoned, c.x, c.dy, c.rank) == clean);
+    CHECK(clean.y.allFinite());
+    CHECK(clean.dx.allFinite());
+    CHECK(values<A>(clean.gradients, 0, c.rank.active).allFinite());
+    CHECK(values<A>(clean.gradients, c.rank.active).isZero(0));
+    CHECK(same_bits(poisoned.delta(c.rank), c.adapter.delta(c.rank)));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a frozen prefix of an adapter gets no gradient and what is trained gets that of nested mode", "[laws]",
+                        AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  for_each_adapter_case<A>([](const AdapterCase<A>& c) {
+    const Index b = c.rank.active, t = c.rank.trainable_from;
+    const auto frozen = run(c), nested = run(c.adapter, c.x, c.dy, b);
+    CHECK(same_bits(frozen.y, nested.y));
+    CHECK(same_bits(frozen.dx, nested.dx));
+    CHECK(values<A>(frozen.gradients, 0, t).isZero(0));
+    CHECK(same_bits(values<A>(frozen.gradients, t, b), values<A>(nested.gradients, t, b)));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("an adapter is linear in its input", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  using S = typename A::Scalar;
+  for_each_adapter_case<A>([](const AdapterCase<A>& c) {
+    const Matrix<S> z = noise<S>(c.in, c.samples, 6);
+    const Matrix<S> sum = run(c.adapter, c.x + z, c.dy, c.rank).y, apart = run(c).y + run(c.adapter, z, c.dy, c.rank).y;
+    CHECK(gap(in_double(sum), in_double(apart)) < rounding<S>);
+    CHECK(same_bits(run(c.adapter, Matrix<S>(4 * c.x), c.dy, c.rank).y, Matrix<S>(4 * run(c).y)));
+    CHECK(same_bits(run(c.adapter, c.x, Matrix<S>(4 * c.dy), c.rank).dx, Matrix<S>(4 * run(c).dx)));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("an adapter adds to y and dx and gradients", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  using S = typename A::Scalar;
+  for_each_adapter_case<A>([](const AdapterCase<A>& c) {
+    const auto clean = run(c);
+    const Matrix<S> y_before = noise<S>(c.out, c.samples, 6), dx_before = noise<S>(c.in, c.samples, 7);
+    Matrix<S> y = y_before, dx = dx_before;
+    auto cache = fresh_cache<A>();
+    auto before = zeros_like(c.adapter), gradients = zeros_like(c.adapter);
+    randomize<A>(before, 5);
+    randomize<A>(gradients, 5);
+    c.adapter.add_forward(c.x, c.rank, cache, y);
+    c.adapter.add_backward(c.x, c.dy, cache, gradients, dx);
+    CHECK(gap(in_double(y), in_double<S>(y_before + clean.y)) < rounding<S>);
+    CHECK(gap(in_double(dx), in_double<S>(dx_before + clean.dx)) < rounding<S>);
+    const Vector<S> sum = values<A>(before) + values<A>(clean.gradients);
+    CHECK(gap(in_double<S>(values<A>(gradients)), in_double<S>(sum)) < rounding<S>);
+    const Index b = c.rank.active, t = c.rank.trainable_from;
+    CHECK(same_bits(values<A>(gradients, 0, t), values<A>(before, 0, t)));
+    CHECK(same_bits(values<A>(gradients, b), values<A>(before, b)));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("an adapter's cache is overwritten by each forward and read by any number of backward", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  using S = typename A::Scalar;
+  for_each_adapter_case<A>([](const AdapterCase<A>& c) {
+    const auto clean = run(c);
+    auto cache = fresh_cache<A>();
+    auto gradients = zeros_like(c.adapter);
+    // A bigger call leaves NaN in every buffer of the cache and of the gradients' workspace.
+    Matrix<S> y = all_nan<S>(c.out, 2 * c.samples), dx = all_nan<S>(c.in, 2 * c.samples);
+    c.adapter.add_forward(all_nan<S>(c.in, 2 * c.samples), law_rank, cache, y);
+    c.adapter.add_backward(all_nan<S>(c.in, 2 * c.samples), all_nan<S>(c.out, 2 * c.samples), cache, gradients, dx);
+    seed_dropout(cache);
+    y = Matrix<S>::Zero(c.out, c.samples);
+    c.adapter.add_forward(c.x, c.rank, cache, y);
+    CHECK(same_bits(y, clean.y));
+    for (int time = 0; time < 2; ++time) {
+      set_zero(c.adapter, gradients);
+      dx = Matrix<S>::Zero(c.in, c.samples);
+      c.adapter.add_backward(c.x, c.dy, cache, gradients, dx);
+      CHECK(same_bits(dx, clean.dx));
+      CHECK(same_bits(values<A>(gradients), values<A>(clean.gradients)));
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("an adapter refuses what does not fit and says what was expected and what came", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  using S = typename A::Scalar;
+  const AdapterCase<A> c{true, 3};
+  if (c.adapter.max_rank() == 0) {  // nothing to fit: it looks at nothing and changes nothing
+    LawCount::add_case();
+    CHECK(run(c).y.isZero(0));
+    return;
+  }
+  for (const bool dropping : {false, true}) {
+    LawCount::add_case();
+    typename A::Cache cache, unfilled;
+    if (dropping) seed_dropout(cache);
+    auto gradients = zeros_like(c.adapter);
+    Matrix<S> y(c.out, c.samples), dx = Matrix<S>::Zero(c.in, c.samples);
+    y.setZero();
+    const auto tall = [&](Index rows) { return noise<S>(rows + 1, c.samples, 1); };
+    const auto wide = [&](Index rows) { return noise<S>(rows, c.samples + 1, 1); };
+    Matrix<S> tall_y = tall(c.out), wide_y = wide(c.out), tall_dx = tall(c.in), wide_dx = wide(c.in);
+    const A& a = c.adapter;
+    CHECK_THROWS_SAYING(ShapeError, a.add_forward(tall(c.in), 3, cache, y), "add_forward", "rows of x", "expected 9", "got 10");
+    CHECK_THROWS_SAYING(ShapeError, a.add_forward(c.x, 3, cache, tall_y), "add_forward", "rows of y", "expected 7", "got 8");
+    CHECK_THROWS_SAYING(ShapeError, a.add_forward(c.x, 3, cache, wide_y), "add_forward", "samples in y", "expected 5", "got 6");
+    CHECK_THROWS_SAYING(std::invalid_argument, a.add_forward(c.x, 6, cache, y), "add_forward", "rank", "max_rank = 5", "got 6");
+    CHECK_THROWS_SAYING(std::invalid_argument, a.delta(6), "delta", "rank", "max_rank = 5", "got 6");
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, unfilled, gradients, dx), "add_backward", "cache", "add_forward", "expected 0", "got 5");
+    a.add_forward(c.x, 3, cache, y);
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, tall(c.out), cache, gradients, dx), "add_backward", "rows of dy", "expected 7", "got 8");
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, wide(c.out), cache, gradients, dx), "add_backward", "samples in dy", "expected 5", "got 6");
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, gradients, tall_dx), "add_backward", "rows of dx", "expected 9", "got 10");
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, gradients, wide_dx), "add_backward", "samples in dx", "expected 5", "got 6");
+    auto other = zeros_like(make_adapter<A>(c.in + 1, c.out, law_rank, 1));
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, other, dx), "gradient of", "zeros_like", "5 × 9", "5 × 10");
+    CHECK(values<A>(gradients).isZero(0));
+    CHECK(dx.isZero(0));
+  }
+}
+
+}  // namespace dylora::test
+
+#endif

@@ -1,0 +1,327 @@
+#ifndef DYLORA_TESTS_LAWS_LAYER_LAWS_HPP
+#define DYLORA_TESTS_LAWS_LAYER_LAWS_HPP
+
+#include <concepts>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dylora/core/parameters.hpp"
+#include "dylora/testing/gradient_check.hpp"
+#include "dylora/train/adamw.hpp"
+#include "support/catch.hpp"
+#include "support/law.hpp"
+#include "support/make.hpp"
+#include "support/throws.hpp"
+#include "support/values.hpp"
+
+/// What every layer obeys. The including file says before which ones: using LayersUnderTest = InFloatAndDouble<...>.
+namespace dylora::test {
+
+/// One layer to show a law on: a way to set its type up, fresh (B = 0) or trained (all at random), and a slice.
+template <class L>
+struct LayerCase {
+  using S = typename L::Scalar;
+
+  int variant;
+  bool trained;
+  RankSlice rank;
+  L layer = make<L>();
+  Matrix<S> x = noise<S>(layer.in_features(), MakeLayer<L>::samples, 1);
+  Matrix<S> dy = noise<S>(layer.out_features(), MakeLayer<L>::samples, 2);
+
+  /// The same as another type.
+  template <class M>
+  M make() const {
+    M made = MakeLayer<M>::make(variant, law_rank);
+    if (trained) randomize<M>(made, 3);
+    return made;
+  }
+
+  /// A layer whose adapter has the first components only.
+  L truncated(Index max_rank) const {
+    L shorter = MakeLayer<L>::make(variant, max_rank);
+    copy_prefix(layer, shorter);
+    return shorter;
+  }
+};
+
+/// Shows a law on every way to set L up, fresh and trained, at every slice.
+template <class L, class F>
+void for_each_layer_case(F&& show) {
+  for (int variant = 0; variant < MakeLayer<L>::variants; ++variant) {
+    for (const bool trained : {false, true}) {
+      for (const RankSlice rank : law_slices()) {
+        INFO("variant " << variant << (trained ? ", trained, " : ", fresh, ") << describe(rank));
+        LawCount::add_case();
+        show(LayerCase<L>{variant, trained, rank});
+      }
+    }
+  }
+}
+
+/// What a forward and a backward give.
+template <class L>
+struct LayerResult {
+  using S = typename L::Scalar;
+  Matrix<S> y, dx;
+  typename L::Gradients gradients;
+
+  bool operator==(const LayerResult& other) const {
+    return same_bits(y, other.y) && same_bits(dx, other.dx) && same_bits(values<L>(gradients), values<L>(other.gradients));
+  }
+};
+
+template <class L>
+LayerResult<L> run(const L& layer, const Matrix<typename L::Scalar>& x, const Matrix<typename L::Scalar>& dy, RankSlice rank,
+                   typename L::Cache cache = fresh_cache<L>()) {
+  LayerResult<L> result{layer.forward(x, rank, cache), {}, zeros_like(layer)};
+  result.dx = layer.backward(dy, cache, result.gradients);
+  return result;
+}
+
+template <class L>
+LayerResult<L> run(const LayerCase<L>& c) {
+  return run(c.layer, c.x, c.dy, c.rank);
+}
+
+TEMPLATE_LIST_TEST_CASE("a layer's backward is the derivative of its forward", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  for_each_layer_case<L>([](const LayerCase<L>& c) {
+    if constexpr (std::same_as<typename L::Scalar, double>) {
+      Rng rng(4);
+      const GradientReport report = check_gradients(c.layer, c.x, c.rank, rng, fresh_cache<L>());
+      INFO(report.where);
+      CHECK(report.entries == c.x.size() + parameter_count(c.layer));
+      CHECK(report.error < 1e-6);
+    } else {  // as the double layer, which is held to differences
+      using D = typename TestType::InDouble::Type;
+      const D exact_layer = c.template make<D>();
+      const auto got = run(c);
+      const auto exact = run(exact_layer, in_double(c.x), in_double(c.dy), c.rank);
+      CHECK(gap(in_double(got.y), exact.y) < rounding<float>);
+      CHECK(gap(in_double(got.dx), exact.dx) < rounding<float>);
+      CHECK(gap(values<L>(got.gradients).template cast<double>(), values<D>(exact.gradients)) < rounding<float>);
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a layer's forward equals its merged weights and merging leaves it as it was", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  using S = typename L::Scalar;
+  for_each_layer_case<L>([](const LayerCase<L>& c) {
+    const Vector<S> base = frozen_values(c.layer), parameters = values<L>(c.layer);
+    const Matrix<S> merged = Merged<L>(c.layer.merged(c.rank)).forward(c.x, RankSlice::none());
+    CHECK(gap(in_double(merged), in_double(c.layer.forward(c.x, c.rank))) < rounding<S>);
+    CHECK(same_bits(frozen_values(c.layer), base));
+    CHECK(same_bits(values<L>(c.layer), parameters));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a layer without its adapter or with B = 0 is its base bit for bit", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  for_each_layer_case<L>([](const LayerCase<L>& c) {
+    const auto base = run(Merged<L>(c.layer.merged(RankSlice::none())), c.x, c.dy, RankSlice::none());
+    const auto none = run(c.layer, c.x, c.dy, RankSlice::none());
+    CHECK(same_bits(none.y, base.y));
+    CHECK(same_bits(none.dx, base.dx));
+    CHECK(values<L>(none.gradients).isZero(0));
+    for (const std::string& trained : trained_components<L>(none.gradients)) CHECK(trained.find('1') == std::string::npos);
+    if (!c.trained) {
+      const auto fresh = run(c);
+      CHECK(same_bits(fresh.y, base.y));
+      CHECK(same_bits(fresh.dx, base.dx));
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a layer at rank b is the layer truncated to b bit for bit", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  for_each_layer_case<L>([](const LayerCase<L>& c) {
+    const Index b = c.rank.active;
+    const L truncated = c.truncated(b);
+    const auto whole = run(c), part = run(truncated, c.x, c.dy, c.rank);
+    CHECK(same_bits(whole.y, part.y));
+    CHECK(same_bits(whole.dx, part.dx));
+    CHECK(same_bits(values<L>(whole.gradients, 0, b), values<L>(part.gradients)));
+    CHECK(same_bits(c.layer.forward(c.x, c.rank), truncated.forward(c.x, c.rank)));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("components past the rank are neither read nor written by a layer", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  using S = typename L::Scalar;
+  for_each_layer_case<L>([](const LayerCase<L>& c) {
+    const auto clean = run(c);
+    L poisoned = c.layer;
+    fill_values<L>(poisoned, nan<S>, c.rank.active);
+    CHECK(run(poisoned, c.x, c.dy, c.rank) == clean);
+    CHECK(clean.y.allFinite());
+    CHECK(values<L>(clean.gradients, c.rank.active).isZero(0));
+
+    // Gradients of what did not take part are not even read: garbage stays what it is.
+    auto cache = fresh_cache<L>();
+    (void)c.layer.forward(c.x, c.rank, cache);
+    auto gradients = zeros_like(c.layer);
+    fill_values<L>(gradients, nan<S>, c.rank.active);
+    fill_values<L>(gradients, nan<S>, 0, c.rank.trainable_from);
+    (void)c.layer.backward(c.dy, cache, gradients);
+    CHECK(same_bits(values<L>(gradients, c.rank.trainable_from, c.rank.active), values<L>(clean.gradients, c.rank.trainable_from, c.rank.active)));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a frozen prefix of a layer gets no gradient and what is trained gets that of nested mode", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  for_each_layer_case<L>([](const LayerCase<L>& c) {
+    const Index b = c.rank.active, t = c.rank.trainable_from;
+    const auto frozen = run(c), nested = run(c.layer, c.x, c.dy, b);
+    CHECK(same_bits(frozen.y, nested.y));
+    CHECK(same_bits(frozen.dx, nested.dx));
+    CHECK(values<L>(frozen.gradients, 0, t).isZero(0));
+    CHECK(same_bits(values<L>(frozen.gradients, t, b), values<L>(nested.gradients, t, b)));
+    if (values<L>(c.layer).size() > 0) {
+      CHECK_FALSE(values<L>(frozen.gradients, t, b).isZero(0));
+      std::string expected;
+      for (Index i = 0; i < law_rank; ++i) expected += i >= t && i < b ? '1' : '0';
+      for (const std::string& trained : trained_components<L>(frozen.gradients)) CHECK((trained == expected || trained.empty()));
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a layer overwrites y and dx and adds to gradients", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  using S = typename L::Scalar;
+  for_each_layer_case<L>([](const LayerCase<L>& c) {
+    const auto clean = run(c);
+    auto cache = fresh_cache<L>();
+    Matrix<S> y = all_nan<S>(c.layer.out_features(), c.x.cols()), dx = all_nan<S>(c.layer.in_features(), c.x.cols());
+    c.layer.forward(c.x, c.rank, cache, y);
+    CHECK(same_bits(y, clean.y));
+
+    auto before = zeros_like(c.layer), gradients = zeros_like(c.layer);
+    randomize<L>(before, 5);
+    randomize<L>(gradients, 5);
+    c.layer.backward(c.dy, cache, gradients, dx);
+    CHECK(same_bits(dx, clean.dx));
+    const Vector<S> sum = values<L>(before) + values<L>(clean.gradients);
+    CHECK(gap(in_double<S>(values<L>(gradients)), in_double<S>(sum)) < rounding<S>);
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a layer's cache is overwritten by each forward and read by any number of backward", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  using S = typename L::Scalar;
+  for_each_layer_case<L>([](const LayerCase<L>& c) {
+    const auto clean = run(c);
+    typename L::Cache cache;
+    auto gradients = zeros_like(c.layer);
+    // A bigger call leaves NaN in every buffer of the cache and of the gradients' workspace.
+    (void)c.layer.forward(all_nan<S>(c.layer.in_features(), 2 * c.x.cols()), law_rank, cache);
+    (void)c.layer.backward(all_nan<S>(c.layer.out_features(), 2 * c.x.cols()), cache, gradients);
+    seed_dropout(cache);
+    CHECK(same_bits(c.layer.forward(c.x, c.rank, cache), clean.y));
+    for (int time = 0; time < 2; ++time) {
+      set_zero(c.layer, gradients);
+      CHECK(same_bits(c.layer.backward(c.dy, cache, gradients), clean.dx));
+      CHECK(same_bits(values<L>(gradients), values<L>(clean.gradients)));
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("inference is deterministic and equals the training forward that drops nothing", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  for_each_layer_case<L>([](const LayerCase<L>& c) {
+    typename L::Cache cache;
+    const auto y = c.layer.forward(c.x, c.rank);
+    CHECK(same_bits(c.layer.forward(c.x, c.rank, cache), y));
+    CHECK(same_bits(c.layer.forward(c.x, c.rank), y));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("training changes the trained components and never the base", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  using S = typename L::Scalar;
+  for_each_layer_case<L>([](const LayerCase<L>& c) {
+    L layer = c.layer;
+    AdamW optimizer(layer, {.lr = 0.1, .weight_decay = 0.1});
+    optimizer.step(layer, run(c).gradients);
+    CHECK(same_bits(frozen_values(layer), frozen_values(c.layer)));
+    const Index b = c.rank.active, t = c.rank.trainable_from;
+    CHECK(same_bits(values<L>(layer, 0, t), values<L>(c.layer, 0, t)));
+    CHECK(same_bits(values<L>(layer, b), values<L>(c.layer, b)));
+    const Vector<S> before = values<L>(c.layer, t, b), after = values<L>(layer, t, b);
+    if (before.size() > 0) CHECK((before.array() != after.array()).any());
+    if (c.trained) CHECK((before.array() != after.array()).all());
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("threads share one const layer at ranks of their own", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  for (int variant = 0; variant < MakeLayer<L>::variants; ++variant) {
+    LawCount::add_case();
+    const LayerCase<L> c{variant, true, 1};
+    std::vector<LayerResult<L>> serial, shared(law_slices().size());
+    for (const RankSlice rank : law_slices()) serial.push_back(run(c.layer, c.x, c.dy, rank));
+    std::vector<std::thread> pool;
+    for (std::size_t i = 0; i < shared.size(); ++i) {
+      pool.emplace_back([&, i] {
+        for (int time = 0; time < 3; ++time) shared[i] = run(c.layer, c.x, c.dy, law_slices()[i]);
+      });
+    }
+    for (std::thread& thread : pool) thread.join();
+    for (std::size_t i = 0; i < shared.size(); ++i) CHECK(shared[i] == serial[i]);
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("a layer refuses what does not fit and says what was expected and what came", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  using S = typename L::Scalar;
+  for (int variant = 0; variant < MakeLayer<L>::variants; ++variant) {
+    LawCount::add_case();
+    const LayerCase<L> c{variant, true, 3};
+    const L& layer = c.layer;
+    const Index in = layer.in_features(), out = layer.out_features(), n = c.x.cols();
+    const std::string got = "got " + std::to_string(n + 1);
+    typename L::Cache cache, unfilled;
+    auto gradients = zeros_like(layer);
+    Matrix<S> y(out, n), dx(in, n);
+    const auto expected = [](Index size) { return "expected " + std::to_string(size); };
+
+    CHECK_THROWS_SAYING(ShapeError, layer.forward(noise<S>(in + 1, n, 1), 3), "forward", "rows of x", expected(in), "got " + std::to_string(in + 1));
+    CHECK_THROWS_SAYING(ShapeError, layer.forward(Matrix<S>(in, 0), 3, cache), "forward", "x", "expected at least one", "empty batch");
+    CHECK_THROWS_SAYING(ShapeError, layer.forward(Matrix<S>(in, 0), 3), "forward", "x", "expected at least one", "empty batch");
+    Matrix<S> tall(out + 1, n), wide(out, n + 1);
+    CHECK_THROWS_SAYING(ShapeError, layer.forward(c.x, 3, cache, tall), "forward", "rows of y", expected(out), "got " + std::to_string(out + 1));
+    CHECK_THROWS_SAYING(ShapeError, layer.forward(c.x, 3, cache, wide), "forward", "samples in y", expected(n), got);
+    CHECK_THROWS_SAYING(std::invalid_argument, layer.forward(c.x, 0), "rank", "expected at least 1", "none()", "got 0");
+    CHECK_THROWS_SAYING(std::invalid_argument, layer.forward(c.x, -2, cache), "rank", "expected at least 1", "got -2");
+    if (layer.max_rank() > 0) {
+      CHECK_THROWS_SAYING(std::invalid_argument, layer.forward(c.x, law_rank + 1), "rank", "max_rank = 5", "got 6");
+      CHECK_THROWS_SAYING(std::invalid_argument, layer.merged(law_rank + 1), "rank", "max_rank = 5", "got 6");
+    }
+
+    CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, unfilled, gradients), "backward", "dy", "cache", "expected 0", "got " + std::to_string(n));
+    CHECK_THROWS_SAYING(ShapeError, layer.backward(Matrix<S>(out, 0), unfilled, gradients), "backward", "dy", "empty batch");
+    layer.forward(c.x, 3, cache, y);
+    CHECK_THROWS_SAYING(ShapeError, layer.backward(noise<S>(out + 1, n, 1), cache, gradients), "backward", "rows of dy", expected(out));
+    CHECK_THROWS_SAYING(ShapeError, layer.backward(noise<S>(out, n + 1, 1), cache, gradients), "backward", "dy", expected(n), got);
+    Matrix<S> tall_dx(in + 1, n), wide_dx(in, n + 1);
+    CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, gradients, tall_dx), "backward", "rows of dx", expected(in));
+    CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, gradients, wide_dx), "backward", "samples in dx", expected(n), got);
+    if (layer.max_rank() > 0) {
+      typename L::Gradients empty;
+      CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, empty), "gradient of", "lora", "zeros_like", "expected", "got 0 × 0 with 0");
+      // The right shape, but nowhere to note which components were trained.
+      L::zip_parameters([](Parameter, const auto& p, auto& g) { g.setZero(p.rows(), p.cols()); }, layer, empty);
+      CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, empty), "gradient of", "lora", "zeros_like", "with 5 rank components", "with 0 rank components");
+    }
+    CHECK(values<L>(gradients).isZero(0));
+    // A refused forward leaves a cache that no backward accepts, rather than one that is half new and half old.
+    CHECK_THROWS_SAYING(ShapeError, layer.forward(c.x, 2, cache, tall), "rows of y");
+    CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, gradients), "cache", "expected 0");
+  }
+}
+
+}  // namespace dylora::test
+
+#endif

@@ -1,0 +1,127 @@
+#ifndef DYLORA_TESTS_LAWS_WEIGHT_LAWS_HPP
+#define DYLORA_TESTS_LAWS_WEIGHT_LAWS_HPP
+
+#include <string>
+
+#include "dylora/core/concepts.hpp"
+#include "support/catch.hpp"
+#include "support/law.hpp"
+#include "support/make.hpp"
+#include "support/throws.hpp"
+#include "support/values.hpp"
+
+/// What every frozen weight obeys. The including file says before which ones: using WeightsUnderTest = InFloatAndDouble<...>.
+namespace dylora::test {
+
+template <class W>
+struct WeightCase {
+  using S = typename W::Scalar;
+
+  Index out, in;
+  bool bias;
+  W weight = MakeWeight<W>::make(out, in, bias, 10);
+  Matrix<S> x = noise<S>(in, 5, 1);
+  Matrix<S> dy = noise<S>(out, 5, 2);
+};
+
+/// Tall, wide, a single row, a single column; with and without bias.
+template <class W, class F>
+void for_each_weight_case(F&& show) {
+  for (const auto& [out, in] : {std::pair<Index, Index>{7, 4}, {3, 11}, {1, 6}, {6, 1}, {70, 65}}) {
+    for (const bool bias : {false, true}) {
+      INFO(out << " × " << in << (bias ? " with bias" : ""));
+      LawCount::add_case();
+      show(WeightCase<W>{out, in, bias});
+    }
+  }
+}
+
+TEMPLATE_LIST_TEST_CASE("a weight overwrites y with W x plus its bias", "[laws]", WeightsUnderTest) {
+  using W = typename TestType::Type;
+  using S = typename W::Scalar;
+  STATIC_REQUIRE(MergeableWeight<W>);
+  for_each_weight_case<W>([](const WeightCase<W>& c) {
+    Matrix<S> y = all_nan<S>(c.out, c.x.cols());
+    c.weight.apply(c.x, y);
+    Matrix<double> expected = in_double(c.weight.dense()).lazyProduct(in_double(c.x));
+    if (c.bias) expected.colwise() += Vector<double>(c.weight.dense_bias().template cast<double>());
+    CHECK(gap(in_double(y), expected) < rounding<S>);
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a weight adds its transpose times dy to dx", "[laws]", WeightsUnderTest) {
+  using W = typename TestType::Type;
+  using S = typename W::Scalar;
+  for_each_weight_case<W>([](const WeightCase<W>& c) {
+    const Matrix<S> before = noise<S>(c.in, c.x.cols(), 3);
+    Matrix<S> dx = before;
+    c.weight.add_apply_transposed(c.dy, dx);
+    const Matrix<double> expected = in_double(before) + Matrix<double>(in_double(c.weight.dense()).transpose().lazyProduct(in_double(c.dy)));
+    CHECK(gap(in_double(dx), expected) < rounding<S>);
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a weight holds the values that it was made of", "[laws]", WeightsUnderTest) {
+  using W = typename TestType::Type;
+  using S = typename W::Scalar;
+  for_each_weight_case<W>([](const WeightCase<W>& c) {
+    const auto source = MakeWeight<DenseWeight<S, typename MakeWeight<W>::Storage>>::make(c.out, c.in, c.bias, 10);
+    CHECK(c.weight.rows() == c.out);
+    CHECK(c.weight.cols() == c.in);
+    CHECK(same_bits(c.weight.dense(), Matrix<S>(source.W)));
+    CHECK(same_bits(c.weight.dense_bias(), source.bias));
+    CHECK(c.weight.dense_bias().size() == (c.bias ? c.out : 0));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a weight's bits depend on its values and not on how they are stored", "[laws]", WeightsUnderTest) {
+  using W = typename TestType::Type;
+  using S = typename W::Scalar;
+  for_each_weight_case<W>([](const WeightCase<W>& c) {
+    const DenseWeight<S> dense(c.weight.dense(), c.weight.dense_bias());
+    Matrix<S> y(c.out, c.x.cols()), dense_y(c.out, c.x.cols()), dx = noise<S>(c.in, c.x.cols(), 3), dense_dx = dx;
+    c.weight.apply(c.x, y);
+    dense.apply(c.x, dense_y);
+    CHECK(same_bits(y, dense_y));
+    c.weight.add_apply_transposed(c.dy, dx);
+    dense.add_apply_transposed(c.dy, dense_dx);
+    CHECK(same_bits(dx, dense_dx));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a sample's output of a weight does not depend on the batch it is in", "[laws]", WeightsUnderTest) {
+  using W = typename TestType::Type;
+  using S = typename W::Scalar;
+  for_each_weight_case<W>([](const WeightCase<W>& c) {
+    Matrix<S> y(c.out, c.x.cols()), dx = Matrix<S>::Zero(c.in, c.x.cols());
+    c.weight.apply(c.x, y);
+    c.weight.add_apply_transposed(c.dy, dx);
+    for (Index j = 0; j < c.x.cols(); ++j) {
+      Matrix<S> alone(c.out, 1), dx_alone = Matrix<S>::Zero(c.in, 1);
+      c.weight.apply(c.x.col(j), alone);
+      c.weight.add_apply_transposed(c.dy.col(j), dx_alone);
+      CHECK(same_bits(alone, Matrix<S>(y.col(j))));
+      CHECK(same_bits(dx_alone, Matrix<S>(dx.col(j))));
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a weight refuses what does not fit", "[laws]", WeightsUnderTest) {
+  using W = typename TestType::Type;
+  using S = typename W::Scalar;
+  for_each_weight_case<W>([](const WeightCase<W>& c) {
+    const auto tall = [&](Index rows) { return noise<S>(rows + 1, 5, 1); };
+    Matrix<S> y(c.out, 5), tall_y(c.out + 1, 5), wide_y(c.out, 6), dx = noise<S>(c.in, 5, 1), tall_dx = tall(c.in), wide_dx = noise<S>(c.in, 6, 1);
+    const std::string out = "expected " + std::to_string(c.out), in = "expected " + std::to_string(c.in);
+    CHECK_THROWS_SAYING(ShapeError, c.weight.apply(tall(c.in), y), "rows", in);
+    CHECK_THROWS_SAYING(ShapeError, c.weight.apply(c.x, tall_y), "rows", std::to_string(c.out + 1), std::to_string(c.out));
+    CHECK_THROWS_SAYING(ShapeError, c.weight.apply(c.x, wide_y), "columns", "expected 6", "got 5");
+    CHECK_THROWS_SAYING(ShapeError, c.weight.add_apply_transposed(tall(c.out), dx), "rows", out);
+    CHECK_THROWS_SAYING(ShapeError, c.weight.add_apply_transposed(c.dy, tall_dx), "rows");
+    CHECK_THROWS_SAYING(ShapeError, c.weight.add_apply_transposed(c.dy, wide_dx), "columns", "expected 6", "got 5");
+  });
+}
+
+}  // namespace dylora::test
+
+#endif

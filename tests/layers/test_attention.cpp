@@ -1,0 +1,215 @@
+#include "dylora/layers/attention.hpp"
+
+#include "support/law.hpp"
+#include "support/make.hpp"
+
+namespace dylora::test {
+
+template <class S>
+using AllAdapted = Attention<S>;
+template <class S>
+using RaggedBatch = Ragged<Attention<S>>;
+template <class S>
+using Mixed = Attention<S, Linear<S>, FrozenLinear<S>, Linear<S, Dropout<LowRank<S>>, WeightView<S, RowMatrix<S>>>, FrozenLinear<S>>;
+
+using LayersUnderTest = InFloatAndDouble<AllAdapted, RaggedBatch, Mixed>;
+
+}  // namespace dylora::test
+
+#include "laws/layer_laws.hpp"
+
+namespace dylora::test {
+
+namespace {
+
+template <class S>
+Attention<S> attention_of(Index features, AttentionOptions options) {
+  const Index kv_heads = options.key_value_heads == 0 ? options.heads : options.key_value_heads, kv_features = features / options.heads * kv_heads;
+  const auto projection = [](Index in, Index out, std::uint64_t seed) { return MakeLayer<Linear<S>>::make(in, out, true, 2, seed); };
+  Attention<S> attention(projection(5, features, 1), projection(5, kv_features, 4), projection(5, kv_features, 7), projection(features, 5, 10), options);
+  randomize<Attention<S>>(attention, 3);
+  return attention;
+}
+
+/// The equation of the header in the plainest way, in long double between the projections.
+template <class S>
+Matrix<double> plain_attention(const Attention<S>& attention, const Matrix<S>& x, const Sequences& sequences, RankSlice rank) {
+  using Exact = Matrix<long double>;
+  const Exact Q = attention.q.forward(x, rank).template cast<long double>(), K = attention.k.forward(x, rank).template cast<long double>(),
+              V = attention.v.forward(x, rank).template cast<long double>();
+  const Index d = attention.head_dim(), group = attention.options.heads / attention.options.key_value_heads;
+  Exact context = Exact::Zero(Q.rows(), x.cols());
+  for (Index s = 0; s < sequences.count(); ++s) {
+    for (Index head = 0; head < attention.options.heads; ++head) {
+      for (Index i = 0; i < sequences.length(s); ++i) {
+        const Index query = sequences.begin(s) + i, seen = attention.options.causal ? i + 1 : sequences.length(s);
+        Vector<long double> p(seen);
+        for (Index j = 0; j < seen; ++j) {
+          p[j] = Q.col(query).segment(head * d, d).dot(K.col(sequences.begin(s) + j).segment(head / group * d, d)) / std::sqrt(static_cast<long double>(d));
+        }
+        p = (p.array() - p.maxCoeff()).exp();
+        p /= p.sum();
+        for (Index j = 0; j < seen; ++j) context.col(query).segment(head * d, d) += p[j] * V.col(sequences.begin(s) + j).segment(head / group * d, d);
+      }
+    }
+  }
+  return attention.o.forward(context.template cast<S>(), rank).template cast<double>();
+}
+
+const std::vector<AttentionOptions> settings{{.heads = 4}, {.heads = 4, .causal = false}, {.heads = 4, .key_value_heads = 2}, {.heads = 4, .key_value_heads = 1, .causal = false}};
+
+}  // namespace
+
+// Lengths around the tile of 64.
+TEMPLATE_TEST_CASE("an attention is the softmax of its scores over what a token sees", "", float, double) {
+  using S = TestType;
+  for (const AttentionOptions options : settings) {
+    const Attention<S> attention = attention_of<S>(12, options);
+    for (const std::vector<Index>& lengths : {std::vector<Index>{1}, {2}, {63}, {64}, {65}, {130}, {3, 1, 70, 64}}) {
+      const Sequences sequences(lengths);
+      const Matrix<S> x = 2 * noise<S>(5, sequences.tokens(), 1);
+      CHECK(gap(in_double(attention.forward(x, sequences, 2)), plain_attention(attention, x, sequences, 2)) < 4 * rounding<S>);
+    }
+  }
+}
+
+TEST_CASE("the backward of an attention over several tiles is its derivative") {
+  for (const bool causal : {true, false}) {
+    const auto attention = attention_of<double>(4, {.heads = 2, .key_value_heads = 1, .causal = causal});
+    const Matrix<double> x = 2 * noise<double>(5, 70, 1);
+    Rng rng(4);
+    const GradientReport report = check_gradients(attention, x, 2, rng, {}, Sequences({67, 3}));
+    INFO(report.where);
+    CHECK(report.error < 1e-6);
+  }
+}
+
+TEST_CASE("huge scores overflow nothing") {
+  auto attention = attention_of<float>(12, {.heads = 4});
+  attention.q.base.W *= 1e3f;
+  attention.k.base.W *= 1e3f;
+  const Matrix<float> x = noise<float>(5, 70, 1), dy = noise<float>(5, 70, 2);
+  const auto result = run(attention, x, dy, 2);
+  CHECK(result.y.allFinite());
+  CHECK(result.dx.allFinite());
+  CHECK(values<Attention<float>>(result.gradients).allFinite());
+}
+
+TEMPLATE_TEST_CASE("a sequence's output and gradient do not depend on the batch it is in", "", float, double) {
+  using S = TestType;
+  const std::vector<Index> lengths{3, 1, 131, 64, 20};
+  const Sequences sequences(lengths);
+  const Matrix<S> x = noise<S>(5, sequences.tokens(), 1), dy = noise<S>(5, sequences.tokens(), 2);
+  for (const AttentionOptions options : settings) {
+    const Attention<S> attention = attention_of<S>(60, options);
+    for (const Index rank : {1, 2}) {
+      typename Attention<S>::Cache cache;
+      auto gradients = zeros_like(attention);
+      const Matrix<S> y = attention.forward(x, sequences, rank, cache), dx = attention.backward(dy, cache, gradients);
+      for (Index s = 0; s < sequences.count(); ++s) {
+        const Index begin = sequences.begin(s), n = sequences.length(s);
+        const auto alone = run<Attention<S>>(attention, x.middleCols(begin, n), dy.middleCols(begin, n), rank);
+        CHECK(same_bits(alone.y, Matrix<S>(y.middleCols(begin, n))));
+        CHECK(same_bits(alone.dx, Matrix<S>(dx.middleCols(begin, n))));
+      }
+    }
+  }
+}
+
+TEST_CASE("a causal attention never looks at what comes later") {
+  const auto attention = attention_of<float>(12, {.heads = 4});
+  const Matrix<float> x = noise<float>(5, 100, 1), y = attention.forward(x, 2);
+  for (const Index seen : {1, 63, 64, 65, 99}) {
+    CHECK(same_bits(attention.forward(x.leftCols(seen), 2), Matrix<float>(y.leftCols(seen))));
+    Matrix<float> other = x;
+    other.rightCols(100 - seen) = noise<float>(5, 100 - seen, 9);
+    CHECK(same_bits(Matrix<float>(attention.forward(other, 2).leftCols(seen)), Matrix<float>(y.leftCols(seen))));
+  }
+}
+
+TEMPLATE_TEST_CASE("generation equals the forward of the whole sequence bit for bit however it is cut", "", float, double) {
+  using S = TestType;
+  const Matrix<S> x = noise<S>(5, 140, 1);
+  for (const AttentionOptions options : {AttentionOptions{.heads = 4}, {.heads = 4, .key_value_heads = 2}}) {
+    const Attention<S> attention = attention_of<S>(12, options);
+    for (const RankSlice rank : {RankSlice::none(), RankSlice{1}, RankSlice{2}}) {
+      const Matrix<S> whole = attention.forward(x, rank);
+      for (const Index piece : {1, 7, 64, 100, 140}) {
+        KeyValueCache<S> past;
+        Matrix<S> y(5, 140);
+        for (Index begin = 0; begin < 140; begin += piece) {
+          const Index n = std::min(piece, 140 - begin);
+          y.middleCols(begin, n) = attention.extend(x.middleCols(begin, n), rank, past);
+          CHECK(past.length() == begin + n);
+        }
+        CHECK(same_bits(y, whole));
+      }
+    }
+  }
+}
+
+TEST_CASE("one sequence is a batch of one") {
+  const auto attention = attention_of<float>(12, {.heads = 4});
+  const Matrix<float> x = noise<float>(5, 9, 1);
+  CHECK(same_bits(attention.forward(x, 2), attention.forward(x, Sequences({9}), 2)));
+}
+
+TEST_CASE("as many key and value heads as heads is what 0 means") {
+  const auto by_default = attention_of<float>(12, {.heads = 4}), spelled = attention_of<float>(12, {.heads = 4, .key_value_heads = 4});
+  CHECK(by_default.options.key_value_heads == 4);
+  const Matrix<float> x = noise<float>(5, 9, 1);
+  CHECK(same_bits(by_default.forward(x, 2), spelled.forward(x, 2)));
+}
+
+TEST_CASE("the largest rank of an attention is that of its projections") {
+  CHECK(MakeLayer<Attention<float>>::make(3, law_rank).max_rank() == law_rank);
+  CHECK(MakeLayer<Attention<float, FrozenLinear<float>>>::make(0, law_rank).max_rank() == 0);
+}
+
+TEST_CASE("an attention refuses projections that do not fit each other and heads that do not divide") {
+  const auto make = [](Index in_q, Index in_k, Index in_v, Index out_q, Index out_k, Index out_v, Index in_o, AttentionOptions options) {
+    const auto frozen = [](Index in, Index out) { return MakeLayer<FrozenLinear<float>>::make(in, out, false, 0, 1); };
+    return Attention<float, FrozenLinear<float>>(frozen(in_q, out_q), frozen(in_k, out_k), frozen(in_v, out_v), frozen(in_o, 5), options);
+  };
+  CHECK(make(5, 5, 5, 12, 6, 6, 12, {.heads = 4, .key_value_heads = 2}).head_dim() == 3);
+  CHECK_THROWS_SAYING(ShapeError, make(5, 6, 5, 12, 12, 12, 12, {.heads = 4}), "in_features of k", "expected 5", "got 6");
+  CHECK_THROWS_SAYING(ShapeError, make(5, 5, 6, 12, 12, 12, 12, {.heads = 4}), "in_features of v", "expected 5", "got 6");
+  CHECK_THROWS_SAYING(ShapeError, make(5, 5, 5, 12, 11, 12, 12, {.heads = 4}), "out_features of k", "expected 12", "got 11");
+  CHECK_THROWS_SAYING(ShapeError, make(5, 5, 5, 12, 6, 12, 12, {.heads = 4, .key_value_heads = 2}), "out_features of v", "expected 6", "got 12");
+  CHECK_THROWS_SAYING(ShapeError, make(5, 5, 5, 12, 12, 12, 11, {.heads = 4}), "in_features of o", "expected 12", "got 11");
+  CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 5}), "heads", "divide", "12", "got heads 5");
+  CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 4, .key_value_heads = 3}), "key_value_heads", "divide", "got heads 4", "3");
+  CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 0}), "Attention: heads", "[1, 12]", "got 0");
+  CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 13}), "Attention: heads", "[1, 12]", "got 13");
+  CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 4, .key_value_heads = 8}), "key_value_heads", "[1, 4]", "got 8");
+  CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 4, .key_value_heads = -1}), "key_value_heads", "got -1");
+}
+
+TEST_CASE("an attention refuses sequences that are not its tokens") {
+  const auto attention = attention_of<float>(12, {.heads = 4});
+  Attention<float>::Cache cache;
+  const Matrix<float> x = noise<float>(5, 9, 1);
+  CHECK_THROWS_SAYING(ShapeError, attention.forward(x, Sequences({4, 4}), 2), "tokens in x", "sequences", "expected 8", "got 9");
+  CHECK_THROWS_SAYING(ShapeError, attention.forward(x, Sequences({9, 1}), 2, cache), "tokens in x", "expected 10", "got 9");
+  CHECK_THROWS_SAYING(ShapeError, attention.forward(x, Sequences(), 2), "tokens in x", "expected 0", "got 9");
+  CHECK_THROWS_SAYING(ShapeError, attention.forward(Matrix<float>(5, 0), Sequences({1}), 2), "Attention::forward: x", "empty batch");
+}
+
+TEST_CASE("generation refuses what does not fit and leaves the past as it was") {
+  const auto attention = attention_of<float>(12, {.heads = 4});
+  KeyValueCache<float> past, foreign;
+  foreign.append(noise<float>(6, 3, 1), noise<float>(6, 3, 1));
+  (void)attention.extend(noise<float>(5, 2, 1), 2, past);
+  const Matrix<float> keys = past.keys();
+  CHECK_THROWS_SAYING(ShapeError, attention.extend(Matrix<float>(5, 0), 2, past), "Attention::extend: x", "empty batch");
+  CHECK_THROWS_SAYING(ShapeError, attention.extend(noise<float>(6, 1, 1), 2, past), "rows of x", "expected 5", "got 6");
+  CHECK_THROWS_SAYING(std::invalid_argument, attention.extend(noise<float>(5, 1, 1), 3, past), "rank", "max_rank = 2", "got 3");
+  CHECK_THROWS_SAYING(std::invalid_argument, attention.extend(noise<float>(5, 1, 1), 0, past), "rank", "at least 1", "got 0");
+  CHECK_THROWS_SAYING(ShapeError, attention.extend(noise<float>(5, 1, 1), 2, foreign), "KeyValueCache: features of keys", "expected 6", "got 12");
+  CHECK_THROWS_SAYING(std::invalid_argument, attention_of<float>(12, {.heads = 4, .causal = false}).extend(noise<float>(5, 1, 1), 2, past),
+                      "Attention::extend", "causal");
+  CHECK(same_bits(Matrix<float>(past.keys()), keys));
+  CHECK(foreign.length() == 3);
+}
+
+}  // namespace dylora::test

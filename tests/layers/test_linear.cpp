@@ -1,0 +1,102 @@
+#include "dylora/layers/linear.hpp"
+
+#include "support/law.hpp"
+#include "support/make.hpp"
+
+namespace dylora::test {
+
+template <class S>
+using Plain = Linear<S>;
+template <class S>
+using RowMajorBase = Linear<S, LowRank<S>, DenseWeight<S, RowMatrix<S>>>;
+template <class S>
+using StridedView = Linear<S, LowRank<S>, WeightView<S>>;
+template <class S>
+using RowMajorView = Linear<S, LowRank<S>, WeightView<S, RowMatrix<S>>>;
+template <class S>
+using Dropping = Linear<S, Dropout<LowRank<S>>>;
+template <class S>
+using Frozen = FrozenLinear<S, DenseWeight<S, RowMatrix<S>>>;
+
+using LayersUnderTest = InFloatAndDouble<Plain, RowMajorBase, StridedView, RowMajorView, Dropping, Frozen>;
+
+}  // namespace dylora::test
+
+#include "laws/layer_laws.hpp"
+
+namespace dylora::test {
+
+TEMPLATE_TEST_CASE("a linear layer is W x plus its bias plus alpha over b times B A x", "", float, double) {
+  using L = Linear<TestType>;
+  L layer = MakeLayer<L>::make(1, law_rank);
+  randomize<L>(layer, 3);
+  const Matrix<TestType> x = noise<TestType>(7, 4, 1);
+  const Matrix<double> W = in_double(layer.base.W), B = in_double(layer.adapter.B), A = layer.adapter.A.template cast<double>();
+  for (Index b = 1; b <= law_rank; ++b) {
+    Matrix<double> expected = (W + law_alpha / static_cast<double>(b) * B.leftCols(b) * A.topRows(b)) * in_double(x);
+    expected.colwise() += Vector<double>(layer.base.bias.template cast<double>());
+    CHECK(gap(in_double(layer.forward(x, b)), expected) < rounding<TestType>);
+  }
+}
+
+TEMPLATE_TEST_CASE("without its adapter a linear layer is its weight bit for bit", "", float, double) {
+  using L = Linear<TestType, LowRank<TestType>, WeightView<TestType, RowMatrix<TestType>>>;
+  L layer = MakeLayer<L>::make(1, law_rank);
+  randomize<L>(layer, 3);
+  const Matrix<TestType> x = noise<TestType>(7, 4, 1), dy = noise<TestType>(6, 4, 2);
+  Matrix<TestType> y(6, 4), dx = Matrix<TestType>::Zero(7, 4);
+  layer.base.apply(x, y);
+  layer.base.add_apply_transposed(dy, dx);
+  const auto none = run(layer, x, dy, RankSlice::none());
+  CHECK(same_bits(none.y, y));
+  CHECK(same_bits(none.dx, dx));
+}
+
+// Past the threshold for threads, with edges in every direction.
+TEMPLATE_TEST_CASE("a sample's output and gradient do not depend on the batch it is in", "", float, double) {
+  using S = TestType;
+  using L = Linear<S>;
+  L layer = MakeLayer<L>::make(530, 300, true, 13, 1);
+  randomize<L>(layer, 2);
+  const Matrix<S> x = noise<S>(530, 70, 3), dy = noise<S>(300, 70, 4);
+  for (const RankSlice rank : {RankSlice::none(), RankSlice{1}, RankSlice{13}}) {
+    const auto batch = run(layer, x, dy, rank);
+    for (const auto& [begin, count] : {std::pair<Index, Index>{0, 1}, {37, 1}, {69, 1}, {1, 5}, {3, 64}, {20, 17}}) {
+      const auto part = run<L>(layer, x.middleCols(begin, count), dy.middleCols(begin, count), rank);
+      CHECK(same_bits(part.y, Matrix<S>(batch.y.middleCols(begin, count))));
+      CHECK(same_bits(part.dx, Matrix<S>(batch.dx.middleCols(begin, count))));
+    }
+  }
+}
+
+TEST_CASE("a row-major or strided input gives the bits of a plain one") {
+  using L = Linear<float>;
+  L layer = MakeLayer<L>::make(1, law_rank);
+  randomize<L>(layer, 3);
+  const Matrix<float> x = noise<float>(7, 4, 1), y = layer.forward(x, 3);
+  const RowMatrix<float> by_rows = x;
+  Matrix<float> large = all_nan<float>(9, 6);
+  large.block(1, 1, 7, 4) = x;
+  CHECK(same_bits(layer.forward(by_rows, 3), y));
+  CHECK(same_bits(layer.forward(large.block(1, 1, 7, 4), 3), y));
+  Matrix<float> into = all_nan<float>(9, 6);
+  L::Cache cache;
+  layer.forward(x, 3, cache, into.block(2, 1, 6, 4));
+  CHECK(same_bits(Matrix<float>(into.block(2, 1, 6, 4)), y));
+  CHECK(into.array().isNaN().count() == 9 * 6 - 6 * 4);
+}
+
+TEST_CASE("layers of one seed are the same layer") {
+  Rng one(1), same(1);
+  const Matrix<float> W = noise<float>(6, 7, 1);
+  const Linear<float> a(W, {.max_rank = 3}, one), b(W, {.max_rank = 3}, same);
+  CHECK(same_bits(values<Linear<float>>(a), values<Linear<float>>(b)));
+}
+
+TEST_CASE("a linear layer refuses an adapter of other features") {
+  const Matrix<float> W = noise<float>(6, 7, 1);
+  CHECK_THROWS_SAYING(ShapeError, Linear<float>(W, make_adapter<LowRank<float>>(8, 6, 2, 1)), "Linear: in_features", "expected 7", "got 8");
+  CHECK_THROWS_SAYING(ShapeError, Linear<float>(W, make_adapter<LowRank<float>>(7, 5, 2, 1)), "Linear: out_features", "expected 6", "got 5");
+}
+
+}  // namespace dylora::test
