@@ -12,4 +12,6 @@ build=$root/build/examples
   cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" --target finetune_text
 } >&2 # standard output is the program's
 
+# Where others use the machine too, a waiting thread must not hold a core that a working one needs.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 exec "$build/examples/finetune_text" "$@"

@@ -112,9 +112,11 @@ TEST_CASE("dropout adds no parameter of its own and no level to their names") {
 }
 
 TEST_CASE("dropout refuses a probability outside of 0 to 1") {
-  for (const double p : {-0.1, 1.0, 1.5, nan<double>}) CHECK_THROWS_SAYING(std::invalid_argument, identity(p), "Dropout: probability", "[0, 1)", "got");
+  for (const double p : {-0.1, 1.0, 1.5, nan<double>})
+    CHECK_THROWS_SAYING(std::invalid_argument, identity(p), "Dropout: probability", "[0, 1)", "got");
   Rng rng(1);
-  CHECK_THROWS_SAYING(std::invalid_argument, Dropout<LowRank<float>>(9, 7, {.adapter = {.max_rank = 8}}, rng), "LowRank: max_rank", "got 8");
+  CHECK_THROWS_SAYING(std::invalid_argument, Dropout<LowRank<float>>(9, 7, {.adapter = {.max_rank = 8}}, rng), "LowRank: max_rank",
+                      "got 8");
 }
 
 }  // namespace dylora::test

@@ -135,7 +135,8 @@ TEST_CASE("an adapter refuses ranks that its weight cannot have and an alpha tha
   CHECK_THROWS_SAYING(std::invalid_argument, L(9, 7, {.max_rank = -1}, rng), "LowRank: max_rank", "[0, 7]", "got -1");
   for (const double alpha : {0.0, -1.0, nan<double>, std::numeric_limits<double>::infinity()}) {
     CHECK_THROWS_SAYING(std::invalid_argument, L(9, 7, {.max_rank = 2, .alpha = alpha}, rng), "LowRank: alpha", "finite number > 0", "got");
-    CHECK_THROWS_SAYING(std::invalid_argument, L(RowMatrix<float>(noise<float>(3, 9, 1)), noise<float>(7, 3, 2), {.alpha = alpha}), "LowRank: alpha");
+    CHECK_THROWS_SAYING(std::invalid_argument, L(RowMatrix<float>(noise<float>(3, 9, 1)), noise<float>(7, 3, 2), {.alpha = alpha}),
+                        "LowRank: alpha");
   }
   CHECK(L(9, 7, {.max_rank = 7}, rng).max_rank() == 7);
 }

@@ -61,12 +61,13 @@ Vector<float> train(L layer, Index max_rank, Index samples, Forward&& forward) {
   AdamW optimizer(layer, {.lr = 1e-2, .weight_decay = 0.01, .max_norm = 1});
   Vector<float> losses(200);
   for (float& loss : losses) {
-    loss = static_cast<float>(train_step(layer, optimizer, gradients, 2, UniformRank{1, max_rank}, rng, [&](Index, RankSlice rank, double weight) {
-      forward(layer, x, rank, cache, y);
-      const double value = mse<float>(y, target, dy, weight);
-      layer.backward(dy, cache, gradients, dx);
-      return value;
-    }));
+    loss = static_cast<float>(
+        train_step(layer, optimizer, gradients, 2, UniformRank{1, max_rank}, rng, [&](Index, RankSlice rank, double weight) {
+          forward(layer, x, rank, cache, y);
+          const double value = mse<float>(y, target, dy, weight);
+          layer.backward(dy, cache, gradients, dx);
+          return value;
+        }));
   }
   return joined<float>({losses, values<L>(layer)});
 }
@@ -101,7 +102,8 @@ TEMPLATE_TEST_CASE("an attention gives the same bits for any number of threads",
   const Sequences sequences({70, 1, 131, 64});
   const Matrix<S> x = noise<S>(60, sequences.tokens(), 3), dy = noise<S>(60, sequences.tokens(), 4);
   for (const RankSlice rank : {RankSlice{1}, RankSlice{4, 3}, RankSlice{7}}) {
-    check_same_bits([&] { return outputs_and_gradients(attention, dy, [&](auto& cache) { return attention.forward(x, sequences, rank, cache); }); });
+    check_same_bits(
+        [&] { return outputs_and_gradients(attention, dy, [&](auto& cache) { return attention.forward(x, sequences, rank, cache); }); });
   }
 }
 
@@ -124,7 +126,9 @@ TEST_CASE("training a linear layer gives the same bits for any number of threads
 TEST_CASE("training an attention gives the same bits for any number of threads") {
   using L = Attention<float>;
   const Sequences sequences({95, 1, 23, 40});
-  const auto forward = [&](const L& layer, const auto& x, RankSlice rank, auto& cache, auto& y) { layer.forward(x, sequences, rank, cache, y); };
+  const auto forward = [&](const L& layer, const auto& x, RankSlice rank, auto& cache, auto& y) {
+    layer.forward(x, sequences, rank, cache, y);
+  };
   check_same_bits([&] { return train(big_attention<float>(24, 6), 6, sequences.tokens(), forward); });
 }
 
@@ -154,7 +158,8 @@ TEST_CASE("ranges cover everything once and begin at multiples of the grain") {
     }
     CHECK(covered == 100);
   }
-  for (const Ranges& split : with_threads(8, [&] { return inside_team(2, [&] { return ranges(100, 16, 1e6); }); })) CHECK(split == Ranges{{0, 100}});
+  for (const Ranges& split : with_threads(8, [&] { return inside_team(2, [&] { return ranges(100, 16, 1e6); }); }))
+    CHECK(split == Ranges{{0, 100}});
 #endif
 }
 

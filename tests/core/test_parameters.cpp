@@ -30,10 +30,11 @@ typename L::Gradients gradients_at(const L& layer, RankSlice rank, std::uint64_t
 
 TEST_CASE("parameters have the dotted names of their members") {
   CHECK(names(MakeLayer<Linear<double>>::make(0, law_rank)) == std::vector<std::string>{"lora_A", "lora_B"});
-  CHECK(names(MakeLayer<AllAdapted>::make(0, law_rank)) ==
-        std::vector<std::string>{"q_proj.lora_A", "q_proj.lora_B", "k_proj.lora_A", "k_proj.lora_B", "v_proj.lora_A", "v_proj.lora_B",
-                                 "o_proj.lora_A", "o_proj.lora_B"});
-  CHECK(names(MakeLayer<Subset>::make(0, law_rank)) == std::vector<std::string>{"q_proj.lora_A", "q_proj.lora_B", "v_proj.lora_A", "v_proj.lora_B"});
+  CHECK(names(MakeLayer<AllAdapted>::make(0, law_rank)) == std::vector<std::string>{"q_proj.lora_A", "q_proj.lora_B", "k_proj.lora_A",
+                                                                                    "k_proj.lora_B", "v_proj.lora_A", "v_proj.lora_B",
+                                                                                    "o_proj.lora_A", "o_proj.lora_B"});
+  CHECK(names(MakeLayer<Subset>::make(0, law_rank)) ==
+        std::vector<std::string>{"q_proj.lora_A", "q_proj.lora_B", "v_proj.lora_A", "v_proj.lora_B"});
 }
 
 TEST_CASE("the rank axis is the rows of A and the columns of B") {

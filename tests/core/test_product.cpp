@@ -44,9 +44,9 @@ double error(const M& got, const Matrix<double>& expected, Index depth) {
 }
 
 // Nothing, one, odd, around a register tile, around the blocks of depth 256, columns 480 and rows 80 to 240.
-const std::vector<std::tuple<Index, Index, Index>> shapes{{0, 3, 2},    {3, 0, 2},    {1, 1, 1},      {1, 7, 3},     {7, 1, 3},      {5, 3, 1},
-                                                          {16, 6, 9},   {17, 7, 33},  {33, 13, 255},  {49, 25, 256}, {15, 5, 257},   {3, 2, 513},
-                                                          {243, 9, 17}, {9, 481, 17}, {1, 483, 258},  {241, 1, 260}, {97, 487, 300}};
+const std::vector<std::tuple<Index, Index, Index>> shapes{
+    {0, 3, 2},     {3, 0, 2},    {1, 1, 1},   {1, 7, 3},    {7, 1, 3},    {5, 3, 1},     {16, 6, 9},    {17, 7, 33},   {33, 13, 255},
+    {49, 25, 256}, {15, 5, 257}, {3, 2, 513}, {243, 9, 17}, {9, 481, 17}, {1, 483, 258}, {241, 1, 260}, {97, 487, 300}};
 
 template <class S, class Lhs, class Rhs, class Dst>
 void check_product(Index rows, Index cols, Index depth) {
@@ -145,8 +145,10 @@ TEST_CASE("a product refuses shapes that do not fit and then writes nothing") {
   Matrix<float> dst = before, tall(4, 2), wide(3, 5);
   CHECK_THROWS_SAYING(ShapeError, add_product(tall, lhs, rhs), "product: rows of the left operand", "expected 4", "got 3");
   CHECK_THROWS_SAYING(ShapeError, add_product(wide, lhs, rhs), "product: columns of the right operand", "expected 5", "got 2");
-  CHECK_THROWS_SAYING(ShapeError, add_product(dst, lhs, noise<float>(5, 2, 1)), "product: rows of the right operand", "expected 4", "got 5");
-  CHECK_THROWS_SAYING(ShapeError, set_product(dst, lhs, noise<float>(5, 2, 1)), "product: rows of the right operand", "expected 4", "got 5");
+  CHECK_THROWS_SAYING(ShapeError, add_product(dst, lhs, noise<float>(5, 2, 1)), "product: rows of the right operand", "expected 4",
+                      "got 5");
+  CHECK_THROWS_SAYING(ShapeError, set_product(dst, lhs, noise<float>(5, 2, 1)), "product: rows of the right operand", "expected 4",
+                      "got 5");
   CHECK(same_bits(dst, before));
 }
 

@@ -11,7 +11,8 @@ namespace dylora::test {
 
 TEST_CASE("the generator draws the published words of SplitMix64") {
   Rng zero(0), forty_two(42);
-  for (const std::uint64_t word : {0xe220a8397b1dcdafu, 0x6e789e6aa1b965f4u, 0x06c45d188009454fu, 0xf88bb8a8724c81ecu}) CHECK(zero.next() == word);
+  for (const std::uint64_t word : {0xe220a8397b1dcdafu, 0x6e789e6aa1b965f4u, 0x06c45d188009454fu, 0xf88bb8a8724c81ecu})
+    CHECK(zero.next() == word);
   for (const std::uint64_t word : {0xbdd732262feb6e95u, 0x28efe333b266f103u, 0x47526757130f9f52u}) CHECK(forty_two.next() == word);
 }
 

@@ -100,12 +100,14 @@ TEST_CASE("samplers refuse options out of range and name them") {
   CHECK_THROWS_SAYING(std::invalid_argument, CategoricalRank({1, 1}, 0), "CategoricalRank: lowest rank", "got 0");
   CHECK_THROWS_SAYING(std::invalid_argument, CategoricalRank({1, -1}), "CategoricalRank: weight", "finite number ≥ 0", "got -1");
   CHECK_THROWS_SAYING(std::invalid_argument, CategoricalRank({1, std::nan("")}), "CategoricalRank: weight", "got");
-  CHECK_THROWS_SAYING(std::invalid_argument, CategoricalRank({std::numeric_limits<double>::infinity()}), "CategoricalRank: weight", "got inf");
+  CHECK_THROWS_SAYING(std::invalid_argument, CategoricalRank({std::numeric_limits<double>::infinity()}), "CategoricalRank: weight",
+                      "got inf");
   CHECK_THROWS_SAYING(std::invalid_argument, CategoricalRank({1e308, 1e308}), "CategoricalRank: sum of the weights", "finite", "got inf");
   CHECK_THROWS_SAYING(std::invalid_argument, CategoricalRank({0, 0}), "CategoricalRank: sum of the weights", "> 0", "got 0");
   CHECK_THROWS_SAYING(std::invalid_argument, CategoricalRank({}), "CategoricalRank: sum of the weights", "> 0", "got 0");
   CHECK_THROWS_SAYING(std::invalid_argument, GeometricRank(0, 8, 0.5), "GeometricRank: lowest rank", "[1, 8]", "got 0");
-  for (const double p : {0.0, 1.0, -0.5, std::nan("")}) CHECK_THROWS_SAYING(std::invalid_argument, GeometricRank(1, 8, p), "GeometricRank: p", "(0, 1)", "got");
+  for (const double p : {0.0, 1.0, -0.5, std::nan("")})
+    CHECK_THROWS_SAYING(std::invalid_argument, GeometricRank(1, 8, p), "GeometricRank: p", "(0, 1)", "got");
   CHECK_THROWS_SAYING(std::invalid_argument, BlockRank(UniformRank(1, 4), 0), "BlockRank: unit", "got 0");
 }
 

@@ -206,7 +206,8 @@ TEMPLATE_LIST_TEST_CASE("an adapter adds to y and dx and gradients", "[laws]", A
   });
 }
 
-TEMPLATE_LIST_TEST_CASE("an adapter's cache is overwritten by each forward and read by any number of backward", "[laws]", AdaptersUnderTest) {
+TEMPLATE_LIST_TEST_CASE("an adapter's cache is overwritten by each forward and read by any number of backward", "[laws]",
+                        AdaptersUnderTest) {
   using A = typename TestType::Type;
   using S = typename A::Scalar;
   for_each_adapter_case<A>([](const AdapterCase<A>& c) {
@@ -256,12 +257,17 @@ TEMPLATE_LIST_TEST_CASE("an adapter refuses what does not fit and says what was 
     CHECK_THROWS_SAYING(ShapeError, a.add_forward(c.x, 3, cache, wide_y), "add_forward", "samples in y", "expected 5", "got 6");
     CHECK_THROWS_SAYING(std::invalid_argument, a.add_forward(c.x, 6, cache, y), "add_forward", "rank", "max_rank = 5", "got 6");
     CHECK_THROWS_SAYING(std::invalid_argument, a.delta(6), "delta", "rank", "max_rank = 5", "got 6");
-    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, unfilled, gradients, dx), "add_backward", "cache", "add_forward", "expected 0", "got 5");
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, unfilled, gradients, dx), "add_backward", "cache", "add_forward",
+                        "expected 0", "got 5");
     a.add_forward(c.x, 3, cache, y);
-    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, tall(c.out), cache, gradients, dx), "add_backward", "rows of dy", "expected 7", "got 8");
-    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, wide(c.out), cache, gradients, dx), "add_backward", "samples in dy", "expected 5", "got 6");
-    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, gradients, tall_dx), "add_backward", "rows of dx", "expected 9", "got 10");
-    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, gradients, wide_dx), "add_backward", "samples in dx", "expected 5", "got 6");
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, tall(c.out), cache, gradients, dx), "add_backward", "rows of dy", "expected 7",
+                        "got 8");
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, wide(c.out), cache, gradients, dx), "add_backward", "samples in dy", "expected 5",
+                        "got 6");
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, gradients, tall_dx), "add_backward", "rows of dx", "expected 9",
+                        "got 10");
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, gradients, wide_dx), "add_backward", "samples in dx", "expected 5",
+                        "got 6");
     auto other = zeros_like(make_adapter<A>(c.in + 1, c.out, law_rank, 1));
     CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, other, dx), "gradient of", "zeros_like", "5 × 9", "5 × 10");
     CHECK(values<A>(gradients).isZero(0));

@@ -166,11 +166,13 @@ TEMPLATE_LIST_TEST_CASE("components past the rank are neither read nor written b
     fill_values<L>(gradients, nan<S>, c.rank.active);
     fill_values<L>(gradients, nan<S>, 0, c.rank.trainable_from);
     (void)c.layer.backward(c.dy, cache, gradients);
-    CHECK(same_bits(values<L>(gradients, c.rank.trainable_from, c.rank.active), values<L>(clean.gradients, c.rank.trainable_from, c.rank.active)));
+    CHECK(same_bits(values<L>(gradients, c.rank.trainable_from, c.rank.active),
+                    values<L>(clean.gradients, c.rank.trainable_from, c.rank.active)));
   });
 }
 
-TEMPLATE_LIST_TEST_CASE("a frozen prefix of a layer gets no gradient and what is trained gets that of nested mode", "[laws]", LayersUnderTest) {
+TEMPLATE_LIST_TEST_CASE("a frozen prefix of a layer gets no gradient and what is trained gets that of nested mode", "[laws]",
+                        LayersUnderTest) {
   using L = typename TestType::Type;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
     const Index b = c.rank.active, t = c.rank.trainable_from;
@@ -287,11 +289,13 @@ TEMPLATE_LIST_TEST_CASE("a layer refuses what does not fit and says what was exp
     Matrix<S> y(out, n), dx(in, n);
     const auto expected = [](Index size) { return "expected " + std::to_string(size); };
 
-    CHECK_THROWS_SAYING(ShapeError, layer.forward(noise<S>(in + 1, n, 1), 3), "forward", "rows of x", expected(in), "got " + std::to_string(in + 1));
+    CHECK_THROWS_SAYING(ShapeError, layer.forward(noise<S>(in + 1, n, 1), 3), "forward", "rows of x", expected(in),
+                        "got " + std::to_string(in + 1));
     CHECK_THROWS_SAYING(ShapeError, layer.forward(Matrix<S>(in, 0), 3, cache), "forward", "x", "expected at least one", "empty batch");
     CHECK_THROWS_SAYING(ShapeError, layer.forward(Matrix<S>(in, 0), 3), "forward", "x", "expected at least one", "empty batch");
     Matrix<S> tall(out + 1, n), wide(out, n + 1);
-    CHECK_THROWS_SAYING(ShapeError, layer.forward(c.x, 3, cache, tall), "forward", "rows of y", expected(out), "got " + std::to_string(out + 1));
+    CHECK_THROWS_SAYING(ShapeError, layer.forward(c.x, 3, cache, tall), "forward", "rows of y", expected(out),
+                        "got " + std::to_string(out + 1));
     CHECK_THROWS_SAYING(ShapeError, layer.forward(c.x, 3, cache, wide), "forward", "samples in y", expected(n), got);
     CHECK_THROWS_SAYING(std::invalid_argument, layer.forward(c.x, 0), "rank", "expected at least 1", "none()", "got 0");
     CHECK_THROWS_SAYING(std::invalid_argument, layer.forward(c.x, -2, cache), "rank", "expected at least 1", "got -2");
@@ -300,7 +304,8 @@ TEMPLATE_LIST_TEST_CASE("a layer refuses what does not fit and says what was exp
       CHECK_THROWS_SAYING(std::invalid_argument, layer.merged(law_rank + 1), "rank", "max_rank = 5", "got 6");
     }
 
-    CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, unfilled, gradients), "backward", "dy", "cache", "expected 0", "got " + std::to_string(n));
+    CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, unfilled, gradients), "backward", "dy", "cache", "expected 0",
+                        "got " + std::to_string(n));
     CHECK_THROWS_SAYING(ShapeError, layer.backward(Matrix<S>(out, 0), unfilled, gradients), "backward", "dy", "empty batch");
     layer.forward(c.x, 3, cache, y);
     CHECK_THROWS_SAYING(ShapeError, layer.backward(noise<S>(out + 1, n, 1), cache, gradients), "backward", "rows of dy", expected(out));
@@ -310,10 +315,12 @@ TEMPLATE_LIST_TEST_CASE("a layer refuses what does not fit and says what was exp
     CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, gradients, wide_dx), "backward", "samples in dx", expected(n), got);
     if (layer.max_rank() > 0) {
       typename L::Gradients empty;
-      CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, empty), "gradient of", "lora", "zeros_like", "expected", "got 0 × 0 with 0");
+      CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, empty), "gradient of", "lora", "zeros_like", "expected",
+                          "got 0 × 0 with 0");
       // The right shape, but nowhere to note which components were trained.
       L::zip_parameters([](Parameter, const auto& p, auto& g) { g.setZero(p.rows(), p.cols()); }, layer, empty);
-      CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, empty), "gradient of", "lora", "zeros_like", "with 5 rank components", "with 0 rank components");
+      CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, empty), "gradient of", "lora", "zeros_like", "with 5 rank components",
+                          "with 0 rank components");
     }
     CHECK(values<L>(gradients).isZero(0));
     // A refused forward leaves a cache that no backward accepts, rather than one that is half new and half old.

@@ -127,7 +127,8 @@ TEMPLATE_TEST_CASE("gradients are clipped to their global norm and smaller ones 
     }
     return values<Toy<S>>(toy);
   };
-  const auto growing = [](double seed) { return 8 * seed; }, short_enough = [](double) { return 0.5; };
+  const auto growing = [](double seed) { return 8 * seed; };
+  const auto short_enough = [](double) { return 0.5; };
   const Vector<S> clipped = steps_of(0.5, growing), expected = steps_of(0, short_enough), unclipped = steps_of(0, growing);
   CHECK(gap(in_double<S>(clipped), in_double<S>(expected)) < 1e-6);  // as torch does, the divisor is the norm + 1e-6
   CHECK(gap(in_double<S>(unclipped), in_double<S>(expected)) > 1e-3);
@@ -148,8 +149,8 @@ TEMPLATE_TEST_CASE("a gradient that is no number is refused by name and the step
           auto gradients = toy_gradients(toy, 4, 9);
           (name[4] == 'A' ? gradients.A(1, 1) : name[4] == 'B' ? gradients.B(1, 1) : gradients.gate(1)) = bad;
           const Vector<S> before = values<Toy<S>>(toy);
-          CHECK_THROWS_SAYING(NonFiniteError, optimizer.step(toy, gradients), "step 2", "gradient of " + std::string(name), "expected finite",
-                              "NaN or an infinity", "as they were");
+          CHECK_THROWS_SAYING(NonFiniteError, optimizer.step(toy, gradients), "step 2", "gradient of " + std::string(name),
+                              "expected finite", "NaN or an infinity", "as they were");
           CHECK(same_bits(values<Toy<S>>(toy), before));
           CHECK(optimizer.steps() == 2);
         }

@@ -56,7 +56,8 @@ TEMPLATE_LIST_TEST_CASE("a weight adds its transpose times dy to dx", "[laws]", 
     const Matrix<S> before = noise<S>(c.in, c.x.cols(), 3);
     Matrix<S> dx = before;
     c.weight.add_apply_transposed(c.dy, dx);
-    const Matrix<double> expected = in_double(before) + Matrix<double>(in_double(c.weight.dense()).transpose().lazyProduct(in_double(c.dy)));
+    const Matrix<double> expected =
+        in_double(before) + Matrix<double>(in_double(c.weight.dense()).transpose().lazyProduct(in_double(c.dy)));
     CHECK(gap(in_double(dx), expected) < rounding<S>);
   });
 }
@@ -111,7 +112,8 @@ TEMPLATE_LIST_TEST_CASE("a weight refuses what does not fit", "[laws]", WeightsU
   using S = typename W::Scalar;
   for_each_weight_case<W>([](const WeightCase<W>& c) {
     const auto tall = [&](Index rows) { return noise<S>(rows + 1, 5, 1); };
-    Matrix<S> y(c.out, 5), tall_y(c.out + 1, 5), wide_y(c.out, 6), dx = noise<S>(c.in, 5, 1), tall_dx = tall(c.in), wide_dx = noise<S>(c.in, 6, 1);
+    Matrix<S> y(c.out, 5), tall_y(c.out + 1, 5), wide_y(c.out, 6), dx = noise<S>(c.in, 5, 1), tall_dx = tall(c.in),
+                                                                   wide_dx = noise<S>(c.in, 6, 1);
     const std::string out = "expected " + std::to_string(c.out), in = "expected " + std::to_string(c.in);
     CHECK_THROWS_SAYING(ShapeError, c.weight.apply(tall(c.in), y), "rows", in);
     CHECK_THROWS_SAYING(ShapeError, c.weight.apply(c.x, tall_y), "rows", std::to_string(c.out + 1), std::to_string(c.out));

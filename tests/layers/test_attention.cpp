@@ -24,9 +24,11 @@ namespace {
 
 template <class S>
 Attention<S> attention_of(Index features, AttentionOptions options) {
-  const Index kv_heads = options.key_value_heads == 0 ? options.heads : options.key_value_heads, kv_features = features / options.heads * kv_heads;
+  const Index kv_heads = options.key_value_heads == 0 ? options.heads : options.key_value_heads,
+              kv_features = features / options.heads * kv_heads;
   const auto projection = [](Index in, Index out, std::uint64_t seed) { return MakeLayer<Linear<S>>::make(in, out, true, 2, seed); };
-  Attention<S> attention(projection(5, features, 1), projection(5, kv_features, 4), projection(5, kv_features, 7), projection(features, 5, 10), options);
+  Attention<S> attention(projection(5, features, 1), projection(5, kv_features, 4), projection(5, kv_features, 7),
+                         projection(features, 5, 10), options);
   randomize<Attention<S>>(attention, 3);
   return attention;
 }
@@ -45,18 +47,21 @@ Matrix<double> plain_attention(const Attention<S>& attention, const Matrix<S>& x
         const Index query = sequences.begin(s) + i, seen = attention.options.causal ? i + 1 : sequences.length(s);
         Vector<long double> p(seen);
         for (Index j = 0; j < seen; ++j) {
-          p[j] = Q.col(query).segment(head * d, d).dot(K.col(sequences.begin(s) + j).segment(head / group * d, d)) / std::sqrt(static_cast<long double>(d));
+          p[j] = Q.col(query).segment(head * d, d).dot(K.col(sequences.begin(s) + j).segment(head / group * d, d)) /
+                 std::sqrt(static_cast<long double>(d));
         }
         p = (p.array() - p.maxCoeff()).exp();
         p /= p.sum();
-        for (Index j = 0; j < seen; ++j) context.col(query).segment(head * d, d) += p[j] * V.col(sequences.begin(s) + j).segment(head / group * d, d);
+        for (Index j = 0; j < seen; ++j)
+          context.col(query).segment(head * d, d) += p[j] * V.col(sequences.begin(s) + j).segment(head / group * d, d);
       }
     }
   }
   return attention.o.forward(context.template cast<S>(), rank).template cast<double>();
 }
 
-const std::vector<AttentionOptions> settings{{.heads = 4}, {.heads = 4, .causal = false}, {.heads = 4, .key_value_heads = 2}, {.heads = 4, .key_value_heads = 1, .causal = false}};
+const std::vector<AttentionOptions> settings{
+    {.heads = 4}, {.heads = 4, .causal = false}, {.heads = 4, .key_value_heads = 2}, {.heads = 4, .key_value_heads = 1, .causal = false}};
 
 }  // namespace
 
@@ -175,14 +180,18 @@ TEST_CASE("an attention refuses projections that do not fit each other and heads
   CHECK_THROWS_SAYING(ShapeError, make(5, 6, 5, 12, 12, 12, 12, {.heads = 4}), "in_features of k", "expected 5", "got 6");
   CHECK_THROWS_SAYING(ShapeError, make(5, 5, 6, 12, 12, 12, 12, {.heads = 4}), "in_features of v", "expected 5", "got 6");
   CHECK_THROWS_SAYING(ShapeError, make(5, 5, 5, 12, 11, 12, 12, {.heads = 4}), "out_features of k", "expected 12", "got 11");
-  CHECK_THROWS_SAYING(ShapeError, make(5, 5, 5, 12, 6, 12, 12, {.heads = 4, .key_value_heads = 2}), "out_features of v", "expected 6", "got 12");
+  CHECK_THROWS_SAYING(ShapeError, make(5, 5, 5, 12, 6, 12, 12, {.heads = 4, .key_value_heads = 2}), "out_features of v", "expected 6",
+                      "got 12");
   CHECK_THROWS_SAYING(ShapeError, make(5, 5, 5, 12, 12, 12, 11, {.heads = 4}), "in_features of o", "expected 12", "got 11");
   CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 5}), "heads", "divide", "12", "got heads 5");
-  CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 4, .key_value_heads = 3}), "key_value_heads", "divide", "got heads 4", "3");
+  CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 4, .key_value_heads = 3}), "key_value_heads", "divide",
+                      "got heads 4", "3");
   CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 0}), "Attention: heads", "[1, 12]", "got 0");
   CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 13}), "Attention: heads", "[1, 12]", "got 13");
-  CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 4, .key_value_heads = 8}), "key_value_heads", "[1, 4]", "got 8");
-  CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 4, .key_value_heads = -1}), "key_value_heads", "got -1");
+  CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 4, .key_value_heads = 8}), "key_value_heads", "[1, 4]",
+                      "got 8");
+  CHECK_THROWS_SAYING(std::invalid_argument, make(5, 5, 5, 12, 12, 12, 12, {.heads = 4, .key_value_heads = -1}), "key_value_heads",
+                      "got -1");
 }
 
 TEST_CASE("an attention refuses sequences that are not its tokens") {
@@ -205,7 +214,8 @@ TEST_CASE("generation refuses what does not fit and leaves the past as it was") 
   CHECK_THROWS_SAYING(ShapeError, attention.extend(noise<float>(6, 1, 1), 2, past), "rows of x", "expected 5", "got 6");
   CHECK_THROWS_SAYING(std::invalid_argument, attention.extend(noise<float>(5, 1, 1), 3, past), "rank", "max_rank = 2", "got 3");
   CHECK_THROWS_SAYING(std::invalid_argument, attention.extend(noise<float>(5, 1, 1), 0, past), "rank", "at least 1", "got 0");
-  CHECK_THROWS_SAYING(ShapeError, attention.extend(noise<float>(5, 1, 1), 2, foreign), "KeyValueCache: features of keys", "expected 6", "got 12");
+  CHECK_THROWS_SAYING(ShapeError, attention.extend(noise<float>(5, 1, 1), 2, foreign), "KeyValueCache: features of keys", "expected 6",
+                      "got 12");
   CHECK_THROWS_SAYING(std::invalid_argument, attention_of<float>(12, {.heads = 4, .causal = false}).extend(noise<float>(5, 1, 1), 2, past),
                       "Attention::extend", "causal");
   CHECK(same_bits(Matrix<float>(past.keys()), keys));

@@ -54,10 +54,13 @@ TEST_CASE("a copied key value cache branches") {
 
 TEST_CASE("a key value cache refuses what does not fit and stays as it was") {
   KeyValueCache<float> cache;
-  CHECK_THROWS_SAYING(ShapeError, cache.append(noise<float>(6, 3, 1), noise<float>(4, 2, 2)), "KeyValueCache: tokens in values", "expected 3", "got 2");
+  CHECK_THROWS_SAYING(ShapeError, cache.append(noise<float>(6, 3, 1), noise<float>(4, 2, 2)), "KeyValueCache: tokens in values",
+                      "expected 3", "got 2");
   cache.append(noise<float>(6, 3, 1), noise<float>(4, 3, 2));
-  CHECK_THROWS_SAYING(ShapeError, cache.append(noise<float>(5, 1, 1), noise<float>(4, 1, 2)), "KeyValueCache: features of keys", "expected 6", "got 5");
-  CHECK_THROWS_SAYING(ShapeError, cache.append(noise<float>(6, 1, 1), noise<float>(5, 1, 2)), "KeyValueCache: features of values", "expected 4", "got 5");
+  CHECK_THROWS_SAYING(ShapeError, cache.append(noise<float>(5, 1, 1), noise<float>(4, 1, 2)), "KeyValueCache: features of keys",
+                      "expected 6", "got 5");
+  CHECK_THROWS_SAYING(ShapeError, cache.append(noise<float>(6, 1, 1), noise<float>(5, 1, 2)), "KeyValueCache: features of values",
+                      "expected 4", "got 5");
   CHECK_THROWS_SAYING(std::invalid_argument, cache.truncate(4), "KeyValueCache::truncate: length", "[0, 3]", "got 4");
   CHECK_THROWS_SAYING(std::invalid_argument, cache.truncate(-1), "KeyValueCache::truncate: length", "got -1");
   CHECK(cache.length() == 3);

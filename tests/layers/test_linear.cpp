@@ -96,7 +96,8 @@ TEST_CASE("layers of one seed are the same layer") {
 TEST_CASE("a linear layer refuses an adapter of other features") {
   const Matrix<float> W = noise<float>(6, 7, 1);
   CHECK_THROWS_SAYING(ShapeError, Linear<float>(W, make_adapter<LowRank<float>>(8, 6, 2, 1)), "Linear: in_features", "expected 7", "got 8");
-  CHECK_THROWS_SAYING(ShapeError, Linear<float>(W, make_adapter<LowRank<float>>(7, 5, 2, 1)), "Linear: out_features", "expected 6", "got 5");
+  CHECK_THROWS_SAYING(ShapeError, Linear<float>(W, make_adapter<LowRank<float>>(7, 5, 2, 1)), "Linear: out_features", "expected 6",
+                      "got 5");
 }
 
 }  // namespace dylora::test

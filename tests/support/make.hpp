@@ -104,8 +104,10 @@ struct MakeLayer<Attention<S, Q, K, V, O>> {
   static Attention<S, Q, K, V, O> make(int variant, Index max_rank) {
     const bool causal = variant != 1, grouped = variant >= 2, subset = variant == 3;
     const Index heads = 4, key_value_heads = grouped ? 2 : 4, features = 12, kv_features = grouped ? 6 : 12;
-    return {MakeLayer<Q>::make(7, features, causal, max_rank, 20), MakeLayer<K>::make(7, kv_features, causal, subset ? 0 : max_rank, 30),
-            MakeLayer<V>::make(7, kv_features, grouped, max_rank, 40), MakeLayer<O>::make(features, 6, false, subset ? 0 : max_rank, 50),
+    return {MakeLayer<Q>::make(7, features, causal, max_rank, 20),
+            MakeLayer<K>::make(7, kv_features, causal, subset ? 0 : max_rank, 30),
+            MakeLayer<V>::make(7, kv_features, grouped, max_rank, 40),
+            MakeLayer<O>::make(features, 6, false, subset ? 0 : max_rank, 50),
             {.heads = heads, .key_value_heads = key_value_heads, .causal = causal}};
   }
 };

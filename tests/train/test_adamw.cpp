@@ -113,7 +113,8 @@ TEST_CASE("AdamW refuses options out of range and names them") {
     CHECK_THROWS_SAYING(std::invalid_argument, O(toy, {.beta1 = beta}), "AdamW: beta1", "[0, 1)", "got");
     CHECK_THROWS_SAYING(std::invalid_argument, O(toy, {.beta2 = beta}), "AdamW: beta2", "[0, 1)", "got");
   }
-  for (const double eps : {0.0, -1e-8, nan<double>}) CHECK_THROWS_SAYING(std::invalid_argument, O(toy, {.eps = eps}), "AdamW: eps", "> 0", "got");
+  for (const double eps : {0.0, -1e-8, nan<double>})
+    CHECK_THROWS_SAYING(std::invalid_argument, O(toy, {.eps = eps}), "AdamW: eps", "> 0", "got");
   CHECK_THROWS_SAYING(std::invalid_argument, O(toy, {.weight_decay = -0.1}), "AdamW: weight_decay", "got -0.1");
   CHECK_THROWS_SAYING(std::invalid_argument, O(toy, {.max_norm = -1}), "AdamW: max_norm", "got -1");
   CHECK_THROWS_SAYING(std::invalid_argument, O(toy, {.max_norm = nan<double>}), "AdamW: max_norm", "got");

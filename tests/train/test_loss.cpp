@@ -162,14 +162,17 @@ TEST_CASE("losses refuse what does not fit and say what was expected and what ca
     changed[3] = target;
     return changed;
   };
-  CHECK_THROWS_SAYING(ShapeError, cross_entropy<float>(y, targets_for(5, 6, false)), "cross_entropy: number of targets", "expected 7", "got 6");
+  CHECK_THROWS_SAYING(ShapeError, cross_entropy<float>(y, targets_for(5, 6, false)), "cross_entropy: number of targets", "expected 7",
+                      "got 6");
   CHECK_THROWS_SAYING(ShapeError, cross_entropy<float>(y, targets, tall), "cross_entropy: rows of gradient", "expected 5", "got 6");
   CHECK_THROWS_SAYING(ShapeError, cross_entropy<float>(y, targets, wide), "cross_entropy: samples in gradient", "expected 7", "got 8");
   CHECK_THROWS_SAYING(ShapeError, cross_entropy<float>(Matrix<float>(5, 0), {}), "cross_entropy: logits", "empty batch");
   CHECK_THROWS_SAYING(std::invalid_argument, cross_entropy<float>(y, with(5)), "target of sample 3", "[0, 4]", "-100", "got 5");
   CHECK_THROWS_SAYING(std::invalid_argument, cross_entropy<float>(y, with(-1)), "target of sample 3", "got -1");
-  CHECK_THROWS_SAYING(std::invalid_argument, cross_entropy<float>(y, with(ignored), {.ignore_index = -7}), "target of sample 3", "-7", "got -100");
-  CHECK_THROWS_SAYING(std::invalid_argument, cross_entropy<float>(y, std::vector<Index>(7, ignored)), "at least one target", "only the ignore index");
+  CHECK_THROWS_SAYING(std::invalid_argument, cross_entropy<float>(y, with(ignored), {.ignore_index = -7}), "target of sample 3", "-7",
+                      "got -100");
+  CHECK_THROWS_SAYING(std::invalid_argument, cross_entropy<float>(y, std::vector<Index>(7, ignored)), "at least one target",
+                      "only the ignore index");
 }
 
 }  // namespace dylora::test

@@ -53,9 +53,11 @@ TEST_CASE("a schedule refuses options out of range and names them") {
     CHECK_THROWS_SAYING(std::invalid_argument, Schedule(Decay::linear, {.peak = peak}), "Schedule: peak", "got");
   }
   CHECK_THROWS_SAYING(std::invalid_argument, Schedule(Decay::linear, {.steps = 0}), "Schedule: steps", "got 0");
-  CHECK_THROWS_SAYING(std::invalid_argument, Schedule(Decay::linear, {.steps = 5, .warmup_steps = 6}), "Schedule: warmup_steps", "[0, 5]", "got 6");
+  CHECK_THROWS_SAYING(std::invalid_argument, Schedule(Decay::linear, {.steps = 5, .warmup_steps = 6}), "Schedule: warmup_steps", "[0, 5]",
+                      "got 6");
   CHECK_THROWS_SAYING(std::invalid_argument, Schedule(Decay::linear, {.warmup_steps = -1}), "Schedule: warmup_steps", "got -1");
-  CHECK_THROWS_SAYING(std::invalid_argument, Schedule(Decay::linear, {.final_fraction = 1.5}), "Schedule: final_fraction", "[0, 1]", "got 1.5");
+  CHECK_THROWS_SAYING(std::invalid_argument, Schedule(Decay::linear, {.final_fraction = 1.5}), "Schedule: final_fraction", "[0, 1]",
+                      "got 1.5");
   CHECK_THROWS_SAYING(std::invalid_argument, Schedule(Decay::linear, {.final_fraction = std::nan("")}), "Schedule: final_fraction", "got");
 }
 

@@ -43,7 +43,8 @@ TEST_CASE("Sgd refuses options out of range and names them") {
   const Toy<double> toy;
   using O = Sgd<Toy<double>>;
   CHECK_THROWS_SAYING(std::invalid_argument, O(toy, {.lr = -1}), "Sgd: lr", "got -1");
-  for (const double mu : {-0.1, 1.0, nan<double>}) CHECK_THROWS_SAYING(std::invalid_argument, O(toy, {.momentum = mu}), "Sgd: momentum", "[0, 1)", "got");
+  for (const double mu : {-0.1, 1.0, nan<double>})
+    CHECK_THROWS_SAYING(std::invalid_argument, O(toy, {.momentum = mu}), "Sgd: momentum", "[0, 1)", "got");
   CHECK_THROWS_SAYING(std::invalid_argument, O(toy, {.weight_decay = -0.1}), "Sgd: weight_decay", "got -0.1");
   CHECK_THROWS_SAYING(std::invalid_argument, O(toy, {.max_norm = -1}), "Sgd: max_norm", "got -1");
 }

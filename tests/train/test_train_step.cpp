@@ -42,7 +42,8 @@ struct Training {
 
   template <class Sampler>
   double step(Index micro_batches, const Sampler& sampler) {
-    return train_step(layer, optimizer, gradients, micro_batches, sampler, rng, [&](Index i, RankSlice rank, double w) { return micro_batch(i, rank, w); });
+    return train_step(layer, optimizer, gradients, micro_batches, sampler, rng,
+                      [&](Index i, RankSlice rank, double w) { return micro_batch(i, rank, w); });
   }
 };
 
@@ -128,11 +129,11 @@ TEST_CASE("what is no number stops a step with its place and the step never was"
         };
       };
       for (const double bad : {nan<double>, std::numeric_limits<double>::infinity()}) {
-        CHECK_THROWS_SAYING(NonFiniteError, refused([&](double) { return bad; })(), "step 3", "micro-batch 1", "rank 4", "loss", "expected a finite number",
-                            "as they were");
+        CHECK_THROWS_SAYING(NonFiniteError, refused([&](double) { return bad; })(), "step 3", "micro-batch 1", "rank 4", "loss",
+                            "expected a finite number", "as they were");
       }
-      CHECK_THROWS_SAYING(NonFiniteError, refused([](double) -> double { throw NonFiniteError("the caller's own check"); })(), "step 3", "micro-batch 1",
-                          "rank 4", "the caller's own check");
+      CHECK_THROWS_SAYING(NonFiniteError, refused([](double) -> double { throw NonFiniteError("the caller's own check"); })(), "step 3",
+                          "micro-batch 1", "rank 4", "the caller's own check");
       CHECK_THROWS_SAYING(NonFiniteError, refused([&](double loss) {
                             training.gradients.adapter.A(2, 3) = nan<double>;
                             return loss;
@@ -153,11 +154,12 @@ TEST_CASE("an overflow in a micro-batch is refused with the name of the paramete
   training.layer.adapter.B.col(0).setConstant(1e300);
   const Vector<double> before = values<L>(training.layer);
   const auto step = [&] {
-    return train_step(training.layer, training.optimizer, training.gradients, 1, UniformRank{1, 1}, training.rng, [&](Index, RankSlice rank, double) {
-      (void)training.layer.forward(training.x(0), rank, training.cache);
-      (void)training.layer.backward(Matrix<double>::Constant(6, 4, 1e300), training.cache, training.gradients);
-      return 0.0;
-    });
+    return train_step(training.layer, training.optimizer, training.gradients, 1, UniformRank{1, 1}, training.rng,
+                      [&](Index, RankSlice rank, double) {
+                        (void)training.layer.forward(training.x(0), rank, training.cache);
+                        (void)training.layer.backward(Matrix<double>::Constant(6, 4, 1e300), training.cache, training.gradients);
+                        return 0.0;
+                      });
   };
   CHECK_THROWS_SAYING(NonFiniteError, step(), "step 0", "gradient of lora_A");
   CHECK(same_bits(values<L>(training.layer), before));

@@ -35,7 +35,8 @@ namespace dylora::test {
 TEST_CASE("a dense weight refuses an empty matrix and a bias of another size") {
   CHECK_THROWS_SAYING(ShapeError, DenseWeight<float>(Matrix<float>(0, 3)), "weight", "at least 1 × 1", "got 0 × 3");
   CHECK_THROWS_SAYING(ShapeError, DenseWeight<float>(Matrix<float>(3, 0)), "weight", "at least 1 × 1", "got 3 × 0");
-  CHECK_THROWS_SAYING(ShapeError, DenseWeight<float>(noise<float>(4, 3, 1), Vector<float>::Zero(3)), "DenseWeight: size of bias", "expected 4", "got 3");
+  CHECK_THROWS_SAYING(ShapeError, DenseWeight<float>(noise<float>(4, 3, 1), Vector<float>::Zero(3)), "DenseWeight: size of bias",
+                      "expected 4", "got 3");
 }
 
 }  // namespace dylora::test

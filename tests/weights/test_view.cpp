@@ -46,7 +46,8 @@ TEST_CASE("a view refuses null and empty memory and a stride that is too small")
   CHECK_THROWS_SAYING(ShapeError, WeightView<float>(W.data(), 0, 3), "weight", "at least 1 × 1", "got 0 × 3");
   CHECK_THROWS_SAYING(ShapeError, WeightView<float>(W.data(), -1, 3), "weight", "at least 1 × 1", "got -1 × 3");
   CHECK_THROWS_SAYING(std::invalid_argument, WeightView<float>(W.data(), 4, 3, nullptr, 3), "WeightView: stride", "at least 4", "got 3");
-  CHECK_THROWS_SAYING(std::invalid_argument, (WeightView<float, RowMatrix<float>>(W.data(), 4, 3, nullptr, 2)), "WeightView: stride", "at least 3", "got 2");
+  CHECK_THROWS_SAYING(std::invalid_argument, (WeightView<float, RowMatrix<float>>(W.data(), 4, 3, nullptr, 2)), "WeightView: stride",
+                      "at least 3", "got 2");
   CHECK_THROWS_SAYING(std::invalid_argument, WeightView<float>(W.data(), 4, 3, nullptr, -4), "WeightView: stride", "at least 4", "got -4");
   const Vector<float> bias = noise<float>(3, 1, 1);
   CHECK_THROWS_SAYING(ShapeError, WeightView<float>(W, bias), "WeightView: size of bias", "expected 4", "got 3");

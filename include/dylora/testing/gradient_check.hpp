@@ -74,6 +74,17 @@ class GradientComparison {
     record(analytic == 0 ? 0 : std::numeric_limits<double>::infinity(), name + " (not trained)", row, col, analytic, 0);
   }
 
+  /// What a gradient does not hold to be trained, no optimiser updates.
+  void require_noted(const std::string& name, const ComponentSet& components, RankSlice rank) {
+    for (Index i = 0; i < components.size(); ++i) {
+      const bool trained = i >= rank.trainable_from && i < rank.active;
+      if (components.contains(i) == trained || std::isinf(report.error)) continue;
+      report.error = std::numeric_limits<double>::infinity();
+      report.where = name + ": component " + std::to_string(i) + (trained ? " was trained and not noted" : " was noted and not trained") +
+                     " in the gradient's components";
+    }
+  }
+
   GradientReport report;
 
  private:
@@ -130,6 +141,7 @@ GradientReport check_layer_gradients(L layer, Matrix<typename L::Scalar> x, Rank
   L::zip_parameters(
       [&](Parameter parameter, auto& p, const auto& g, const auto& n) {
         const std::string name(parameter.name);
+        if constexpr (requires { g.components; }) comparison.require_noted(name, g.components, rank);
         const double floor = p.size() > 0 ? 0.01 * static_cast<double>((g - n).cwiseAbs().maxCoeff()) : 0;
         for (Index j = 0; j < p.cols(); ++j) {
           for (Index i = 0; i < p.rows(); ++i) {
@@ -150,7 +162,7 @@ GradientReport check_layer_gradients(L layer, Matrix<typename L::Scalar> x, Rank
 }  // namespace detail
 
 /// Compares a layer's backward with central differences of ⟨forward(x), dy⟩ for a random dy, at every entry of x and of every trained
-/// component; entries of the other components must have been left alone exactly.
+/// component; entries of the other components must have been left alone exactly, and the gradients must note which ones were trained.
 ///
 ///     CHECK(check_gradients(layer, x, {4, 3}, rng).error < 1e-6);
 ///

@@ -30,7 +30,7 @@ double mse(ConstMatrixRef<S> y, ConstMatrixRef<S> target, MatrixRef<S> gradient,
   detail::require_equal(target.cols(), y.cols(), "mse: samples in target");
   detail::require_equal(gradient.rows(), y.rows(), "mse: rows of gradient");
   detail::require_equal(gradient.cols(), y.cols(), "mse: samples in gradient");
-  detail::require_samples(y.cols(), "mse: y");
+  detail::require_samples(y.size(), "mse: y");
   const auto size = static_cast<double>(y.size());
   gradient = y - target;
   double sum = 0;
@@ -108,7 +108,7 @@ double cross_entropy(ConstMatrixRef<S> logits, std::span<const Index> targets, M
       }
       const S highest = logits.col(i).maxCoeff(), wanted = logits(target, i);
       const S sum = detail::shifted_exp(logits.col(i).data(), logits.rows(), highest, gradient.col(i).data());
-      values[static_cast<std::size_t>(i)] = std::log(static_cast<double>(sum)) + static_cast<double>(highest) - static_cast<double>(wanted);
+      values[static_cast<std::size_t>(i)] = std::log(static_cast<double>(sum)) + (static_cast<double>(highest) - static_cast<double>(wanted));
       gradient.col(i) *= scale / sum;
       gradient(target, i) -= scale;
     }

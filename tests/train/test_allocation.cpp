@@ -1,0 +1,193 @@
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <span>
+#include <vector>
+
+#include "dylora/core/rank_sampler.hpp"
+#include "dylora/train/adamw.hpp"
+#include "dylora/train/loss.hpp"
+#include "dylora/train/train_step.hpp"
+#include "support/catch.hpp"
+#include "support/make.hpp"
+#include "support/threads.hpp"
+
+/// Every request for heap memory is counted by standing in front of glibc's own functions: Eigen's and operator new's end there too. The
+/// sanitizers stand there themselves, and other C libraries have no such way around, so there this file tests nothing and says so.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define DYLORA_TESTS_SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define DYLORA_TESTS_SANITIZED
+#endif
+#endif
+
+#if defined(__GLIBC__) && !defined(DYLORA_TESTS_SANITIZED)
+
+namespace {
+
+std::atomic<std::size_t> requests = 0, bytes = 0, largest = 0;
+
+void note(std::size_t size) {
+  ++requests;
+  bytes += size;
+  std::size_t before = largest;
+  while (before < size && !largest.compare_exchange_weak(before, size)) {}
+}
+
+}  // namespace
+
+extern "C" {
+void* __libc_malloc(std::size_t) noexcept;
+void* __libc_calloc(std::size_t, std::size_t) noexcept;
+void* __libc_realloc(void*, std::size_t) noexcept;
+void* __libc_memalign(std::size_t, std::size_t) noexcept;
+
+void* malloc(std::size_t size) noexcept {
+  note(size);
+  return __libc_malloc(size);
+}
+void* calloc(std::size_t count, std::size_t size) noexcept {
+  note(count * size);
+  return __libc_calloc(count, size);
+}
+void* realloc(void* memory, std::size_t size) noexcept {
+  note(size);
+  return __libc_realloc(memory, size);
+}
+void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
+  note(size);
+  return __libc_memalign(alignment, size);
+}
+int posix_memalign(void** memory, std::size_t alignment, std::size_t size) noexcept {
+  note(size);
+  *memory = __libc_memalign(alignment, size);
+  return *memory == nullptr ? 12 : 0;  // ENOMEM
+}
+}
+
+namespace dylora::test {
+
+namespace {
+
+struct Heap {
+  std::size_t requests, bytes, largest;
+};
+
+/// What f() asked the heap for.
+template <class F>
+Heap heap_of(F&& f) {
+  ::requests = ::bytes = ::largest = 0;
+  f();
+  return {::requests, ::bytes, ::largest};
+}
+
+/// Runs `step` until every buffer has met its largest shape, and then looks. One thread: which member of a team a task meets first, and so
+/// when that member's packing memory grows, is up to the scheduler.
+template <class Step>
+Heap steady(Step&& step) {
+  const auto run = [&] {
+    for (int i = 0; i < 20; ++i) step();
+    return heap_of([&] {
+      for (int i = 0; i < 20; ++i) step();
+    });
+  };
+#ifdef _OPENMP
+  return with_threads(1, run);
+#else
+  return run();
+#endif
+}
+
+}  // namespace
+
+/// Where memory is seen from outside, so that no compiler may do without it.
+const void* volatile seen;
+
+TEST_CASE("the counter sees Eigen's matrices and operator new and reallocation") {
+  CHECK(heap_of([] { seen = Matrix<float>(100, 50).data(); }).largest >= 100 * 50 * sizeof(float));
+  CHECK(heap_of([] { seen = std::vector<double>(1000).data(); }).largest >= 1000 * sizeof(double));
+  CHECK(heap_of([] {
+          Matrix<float> m(10, 1);
+          m.conservativeResize(10, 700);
+          seen = m.data();
+        }).largest >= 10 * 700 * sizeof(float));
+  CHECK(heap_of([] {}).requests == 0);
+}
+
+TEST_CASE("a steady training loop of a linear layer allocates nothing as large as an activation") {
+  using L = Linear<float>;
+  const Index in = 64, out = 48, samples = 80;
+  L layer = MakeLayer<L>::make(in, out, true, 8, 1);
+  auto gradients = zeros_like(layer);
+  L::Cache cache;
+  AdamW optimizer(layer, {.max_norm = 1});
+  Rng rng(5);
+  const Matrix<float> x = noise<float>(in, samples, 2), target = noise<float>(out, samples, 3);
+  Matrix<float> y(out, samples), dy(out, samples), dx(in, samples);
+  const Heap heap = steady([&] {
+    (void)train_step(layer, optimizer, gradients, 3, UniformRank{1, 8}, rng, [&](Index i, RankSlice rank, double weight) {
+      const Index n = i == 1 ? samples / 2 : samples;  // and the batch varies as well
+      layer.forward(x.leftCols(n), rank, cache, y.leftCols(n));
+      const double loss = mse<float>(y.leftCols(n), target.leftCols(n), dy.leftCols(n), weight);
+      layer.backward(dy.leftCols(n), cache, gradients, dx.leftCols(n));
+      return loss;
+    });
+  });
+  INFO(heap.requests << " requests, " << heap.bytes << " bytes, the largest " << heap.largest);
+  const Index activation = std::min(in, out) * samples / 2;  // features × samples of the smallest activation
+  CHECK(heap.largest < static_cast<std::size_t>(activation) * sizeof(float));
+}
+
+TEST_CASE("a steady training loop of an attention allocates nothing as large as an activation") {
+  using L = Attention<float>;
+  const Index features = 32;
+  const Sequences sequences({70, 3, 17}), shorter({20, 25});
+  const auto projection = [&](Index out, std::uint64_t seed) { return MakeLayer<Linear<float>>::make(features, out, true, 8, seed); };
+  L attention(projection(features, 1), projection(features / 2, 4), projection(features / 2, 7), projection(features, 10),
+              {.heads = 4, .key_value_heads = 2});
+  auto gradients = zeros_like(attention);
+  L::Cache cache;
+  AdamW optimizer(attention, {.max_norm = 1});
+  Rng rng(5);
+  const Matrix<float> x = noise<float>(features, sequences.tokens(), 2);
+  std::vector<Index> targets(static_cast<std::size_t>(sequences.tokens()), 3);
+  Matrix<float> y(features, sequences.tokens()), dx = y;
+  const Heap heap = steady([&] {
+    (void)train_step(attention, optimizer, gradients, 3, FrozenPrefix{UniformRank{1, 8}}, rng, [&](Index i, RankSlice rank, double weight) {
+      const Sequences& batch = i == 1 ? shorter : sequences;
+      const Index n = batch.tokens();
+      attention.forward(x.leftCols(n), batch, rank, cache, y.leftCols(n));
+      const std::span<const Index> wanted(targets.data(), static_cast<std::size_t>(n));
+      const double loss = cross_entropy<float>(y.leftCols(n), wanted, y.leftCols(n), {.weight = weight});
+      attention.backward(y.leftCols(n), cache, gradients, dx.leftCols(n));
+      return loss;
+    });
+  });
+  INFO(heap.requests << " requests, " << heap.bytes << " bytes, the largest " << heap.largest);
+  const Index activation = features / 2 * shorter.tokens();  // features × tokens of the smallest activation: keys
+  CHECK(heap.largest < static_cast<std::size_t>(activation) * sizeof(float));
+}
+
+TEST_CASE("a warm product and a warm optimiser step ask the heap for nothing of their operands' size") {
+  using L = Linear<float>;
+  L layer = MakeLayer<L>::make(300, 200, false, 8, 1);
+  const Matrix<float> x = noise<float>(300, 40, 2);
+  Matrix<float> y(200, 40);
+  CHECK(steady([&] { set_product(y, layer.base.W, x); }).requests == 0);
+  auto gradients = zeros_like(layer);
+  randomize<L>(gradients, 1);
+  gradients.adapter.A.components.insert(8);
+  gradients.adapter.B.components.insert(8);
+  AdamW optimizer(layer);
+  CHECK(steady([&] { optimizer.step(layer, gradients); }).largest < 200 * sizeof(float));
+}
+
+}  // namespace dylora::test
+
+#else
+
+TEST_CASE("counting allocations needs glibc without a sanitizer in front of it") { SUCCEED(); }
+
+#endif
