@@ -180,12 +180,29 @@ TEMPLATE_TEST_CASE("a learning rate can be set for every step and 0 stands still
   CHECK(optimizer.options().lr == 0.5);
 }
 
-TEMPLATE_TEST_CASE("gradients of another shape are refused by name", "[laws]", float, double) {
+TEMPLATE_TEST_CASE("gradients and moments of another shape are refused by name and nothing moves", "[laws]", float, double) {
   using S = TestType;
   LawCount::add_case();
   Toy<S> toy;
   Optimizer<Toy<S>> optimizer(toy);
-  CHECK_THROWS_SAYING(ShapeError, optimizer.step(toy, {}), "gradient of toy_A", "expected 15", "got 0");
+  const Vector<S> before = values<Toy<S>>(toy);
+  CHECK_THROWS_SAYING(ShapeError, optimizer.step(toy, {}), "gradient of toy_A", "expected 5 × 3 with 5", "got 0 × 0 with 0");
+
+  // The last of them is wrong: those before it must not have moved.
+  auto gradients = toy_gradients(toy, 5, 1);
+  gradients.gate.setOnes(gradients.gate.size() + 1);
+  CHECK_THROWS_SAYING(ShapeError, optimizer.step(toy, gradients), "gradient of gate");
+  // Nowhere to note which components were trained: an active_only step would train nothing.
+  gradients = toy_gradients(toy, 5, 1);
+  gradients.B.components = ComponentSet();
+  CHECK_THROWS_SAYING(ShapeError, optimizer.step(toy, gradients), "gradient of toy_B", "with 0 rank components");
+  CHECK(same_bits(values<Toy<S>>(toy), before));
+  CHECK(optimizer.steps() == 0);
+
+  Toy<S> wider = toy;
+  wider.B.setOnes(wider.B.rows() + 1, wider.B.cols());
+  CHECK_THROWS_SAYING(ShapeError, optimizer.step(wider, zeros_like(wider)), "moments of toy_B");
+  CHECK(wider.B.isOnes(0));
 }
 
 }  // namespace dylora::test

@@ -113,8 +113,8 @@ struct LowRank {
     detail::require_equal(x.cols(), dy.cols(), "LowRank::add_backward: samples in x");
     detail::require_equal(dx.rows(), in_features(), "LowRank::add_backward: rows of dx");
     detail::require_equal(dx.cols(), dy.cols(), "LowRank::add_backward: samples in dx");
-    detail::require_gradient(gradients.A, A, RankAxis::rows, "LowRank::add_backward: gradient of lora_A");
-    detail::require_gradient(gradients.B, B, RankAxis::cols, "LowRank::add_backward: gradient of lora_B");
+    detail::require_gradient(gradients.A, A, RankAxis::rows, "LowRank::add_backward: gradient of", "lora_A");
+    detail::require_gradient(gradients.B, B, RankAxis::cols, "LowRank::add_backward: gradient of", "lora_B");
     const Index b = cache.rank.active, t = cache.rank.trainable_from, trained = cache.rank.trainable();
     if (b == 0) return;
     const auto h = cache.h.view();

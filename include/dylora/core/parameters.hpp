@@ -56,15 +56,17 @@ auto component_block(RankAxis axis, M& parameter, Index begin, Index end) {
 }
 
 /// Throws ShapeError unless `gradient` is what zeros_like makes for `parameter`.
-template <class M>
-void require_gradient(const Gradient<M>& gradient, const M& parameter, RankAxis axis, std::string_view what) {
-  const Index count = component_count(axis, parameter);
-  if (gradient.rows() == parameter.rows() && gradient.cols() == parameter.cols() && gradient.components.size() == count) return;
-  const auto describe = [](const M& m, Index components) {
+template <class G, class M>
+void require_gradient(const G& gradient, const M& parameter, RankAxis axis, std::string_view what, std::string_view name) {
+  const auto describe = [](const auto& m, Index components) {
     return std::to_string(m.rows()) + " × " + std::to_string(m.cols()) + " with " + std::to_string(components) + " rank components";
   };
-  throw ShapeError(std::string(what) + ": expected " + describe(parameter, count) + ", as zeros_like makes it, got " +
-                   describe(gradient, gradient.components.size()));
+  const Index expected = component_count(axis, parameter);
+  Index got = expected;
+  if constexpr (requires { gradient.components; }) got = gradient.components.size();
+  if (gradient.rows() == parameter.rows() && gradient.cols() == parameter.cols() && got == expected) return;
+  throw ShapeError(std::string(what) + ' ' + std::string(name) + ": expected " + describe(parameter, expected) +
+                   ", as zeros_like makes it, got " + describe(gradient, got));
 }
 
 /// Calls f(begin, end) for each run of components that `gradient` has trained; once, with its whole extent, where it does not say.
@@ -77,11 +79,13 @@ void for_each_trained_range(RankAxis axis, const G& gradient, F&& f) {
 }
 
 template <class Element>
-void match_size(std::vector<Element>& elements, std::size_t size) {
+void match_size(std::vector<Element>& elements, std::size_t size, std::string_view /*name*/) {
   elements.resize(size);
 }
 template <class Element>
-void match_size(const std::vector<Element>& /*elements*/, std::size_t /*size*/) {}
+void match_size(const std::vector<Element>& elements, std::size_t size, std::string_view name) {
+  require_equal(static_cast<Index>(elements.size()), static_cast<Index>(size), std::string(name) + ": number of elements");
+}
 
 }  // namespace detail
 
@@ -97,12 +101,13 @@ auto scoped(std::string_view name, F& f) {
 }
 
 /// The traversal over a vector of elements: "name.0.parameter", "name.1.parameter" and so on. The first vector says how many there are;
-/// those beside it that can be resized are.
+/// those beside it are resized to as many, or throw ShapeError
+/// where they are const and have not as many.
 ///
 ///     zip_elements<Block>("h", f, t.blocks...);
 template <class Element, class F, class First, class... Rest>
 void zip_elements(std::string_view name, F& f, First& first, Rest&... rest) {
-  (detail::match_size(rest, first.size()), ...);
+  (detail::match_size(rest, first.size(), name), ...);
   for (std::size_t i = 0; i < first.size(); ++i) {
     const std::string path = std::string(name) + '.' + std::to_string(i);
     Element::zip_parameters(scoped(path, f), first[i], rest[i]...);
@@ -134,10 +139,12 @@ void set_zero(const T& /*trained*/, typename T::Gradients& gradients) {
 }
 
 /// sum += other: how the gradients of several workers come together. Add them in a fixed order, and the bits stay fixed too.
+/// Throws ShapeError if the two are not of the same shapes.
 template <class T>
 void add(const T& /*trained*/, typename T::Gradients& sum, const typename T::Gradients& other) {
   T::zip_parameters(
-      [](Parameter, auto& s, const auto& o) {
+      [](Parameter parameter, auto& s, const auto& o) {
+        detail::require_gradient(o, s, parameter.rank_axis, "add: gradient of", parameter.name);
         s += o;
         if constexpr (requires { s.components; }) s.components.insert(o.components);
       },

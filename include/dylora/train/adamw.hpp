@@ -52,16 +52,15 @@ class AdamW {
     options_.lr = lr;
   }
 
-  /// Moves the parameters of `trained`, which must have the shapes that this optimiser was made with.
-  /// Throws NonFiniteError, with nothing changed, if a gradient is not finite. Reads and writes the updated components only.
+  /// Moves the parameters of `trained`. Throws, with nothing changed, ShapeError if gradients or moments do not have its shapes and
+  /// NonFiniteError if a gradient is not finite. Reads and writes the updated components only.
   void step(T& trained, const typename T::Gradients& gradients) {
+    detail::require_shapes(trained, gradients, "AdamW", m_, v_);
     const double clip = detail::clip_factor(trained, gradients, options_.max_norm, "AdamW: step " + std::to_string(steps_));
     ++steps_;
     std::size_t index = 0;
     T::zip_parameters(
         [&](Parameter parameter, auto& p, const auto& g, auto& m, auto& v) {
-          detail::require_equal(g.size(), p.size(), "AdamW: size of the gradient of " + std::string(parameter.name));
-          detail::require_equal(m.size(), p.size(), "AdamW: size of the moments of " + std::string(parameter.name));
           counters_.for_each_updated_block(index++, parameter.rank_axis, g, options_.update, [&](Index count, Index begin, Index end) {
             const auto block = [&](auto& matrix) { return detail::component_block(parameter.rank_axis, matrix, begin, end); };
             update(block(p), block(g), block(m), block(v), count, clip);

@@ -108,7 +108,8 @@ double cross_entropy(ConstMatrixRef<S> logits, std::span<const Index> targets, M
       }
       const S highest = logits.col(i).maxCoeff(), wanted = logits(target, i);
       const S sum = detail::shifted_exp(logits.col(i).data(), logits.rows(), highest, gradient.col(i).data());
-      values[static_cast<std::size_t>(i)] = std::log(static_cast<double>(sum)) + (static_cast<double>(highest) - static_cast<double>(wanted));
+      values[static_cast<std::size_t>(i)] =
+          std::log(static_cast<double>(sum)) + (static_cast<double>(highest) - static_cast<double>(wanted));
       gradient.col(i) *= scale / sum;
       gradient(target, i) -= scale;
     }

@@ -41,17 +41,16 @@ class Sgd {
     options_.lr = lr;
   }
 
-  /// Moves the parameters of `trained`, which must have the shapes that this optimiser was made with.
-  /// Throws NonFiniteError, with nothing changed, if a gradient is not finite. Reads and writes the updated components only.
+  /// Moves the parameters of `trained`. Throws, with nothing changed, ShapeError if gradients or moments do not have its shapes and
+  /// NonFiniteError if a gradient is not finite. Reads and writes the updated components only.
   void step(T& trained, const typename T::Gradients& gradients) {
+    detail::require_shapes(trained, gradients, "Sgd", momentum_);
     const double clip = detail::clip_factor(trained, gradients, options_.max_norm, "Sgd: step " + std::to_string(steps_));
     ++steps_;
     std::size_t index = 0;
     T::zip_parameters(
         [&](Parameter parameter, auto& p, const auto& g, auto& u) {
           using S = typename std::remove_reference_t<decltype(p)>::Scalar;
-          detail::require_equal(g.size(), p.size(), "Sgd: size of the gradient of " + std::string(parameter.name));
-          detail::require_equal(u.size(), p.size(), "Sgd: size of the momentum of " + std::string(parameter.name));
           counters_.for_each_updated_block(index++, parameter.rank_axis, g, options_.update, [&](Index, Index begin, Index end) {
             auto pb = detail::component_block(parameter.rank_axis, p, begin, end);
             auto ub = detail::component_block(parameter.rank_axis, u, begin, end);
