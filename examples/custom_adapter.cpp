@@ -29,16 +29,20 @@ struct RandomBasis {
 
   void add_forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache, MatrixRef<S> y) const {
     const Index b = rank.active;
-    cache = {rank, A.topRows(b) * x};
-    y += B.leftCols(b) * gain.head(b).asDiagonal() * cache.h;
+    cache = {rank, Matrix<S>(b, x.cols())};
+    set_product(cache.h, A.topRows(b), x);
+    const Matrix<S> scaled = B.leftCols(b) * gain.head(b).asDiagonal();
+    add_product(y, scaled, cache.h);
   }
 
   void add_backward(ConstMatrixRef<S> /*x*/, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
     const Index b = cache.rank.active, t = cache.rank.trainable_from;
-    const Matrix<S> dh = B.leftCols(b).transpose() * dy;
-    gradients.gain.segment(t, b - t) += dh.cwiseProduct(cache.h).rowwise().sum().segment(t, b - t);
+    Matrix<S> dh(b, dy.cols());
+    set_product(dh, B.leftCols(b).transpose(), dy);
+    for (Index i = t; i < b; ++i) gradients.gain[i] += dh.row(i).dot(cache.h.row(i));
     gradients.gain.components.insert(cache.rank);
-    dx += A.topRows(b).transpose() * gain.head(b).asDiagonal() * dh;
+    dh.array().colwise() *= gain.head(b).array();
+    add_product(dx, A.topRows(b).transpose(), dh);
   }
 
   template <class F, class... T>

@@ -38,10 +38,10 @@ struct Options {
 
   Index context = 64, width = 128, layers = 3, heads = 4;
   bool untied = false;
-  Index pretrain_steps = 1500;
+  Index pretrain_steps = 1200;
   double pretrain_lr = 2e-3;
 
-  Index max_rank = 8, min_rank = 1, unit = 1;
+  Index max_rank = 8, min_rank = 0, unit = 1;
   double alpha = 16, geometric_p = 0.25;
   std::string scale = "rank", sampler = "uniform", mode = "nested", targets = "qkvom";
 
@@ -73,7 +73,7 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--pretrain-lr", o.pretrain_lr, "Learning rate of pretraining")->check(CLI::NonNegativeNumber);
 
   app.add_option("--max-rank", o.max_rank, "R, the components of each adapter")->check(CLI::PositiveNumber);
-  app.add_option("--min-rank", o.min_rank, "The lowest rank that is drawn")->check(CLI::PositiveNumber);
+  app.add_option("--min-rank", o.min_rank, "The lowest rank that is drawn; 0 for the smallest there is")->check(CLI::NonNegativeNumber);
   app.add_option("--alpha", o.alpha, "Numerator of the scale")->check(CLI::PositiveNumber);
   app.add_option("--scale", o.scale, "Denominator of the scale: the rank, its root, or the maximal rank")
       ->check(CLI::IsMember(scale_rules));
@@ -114,7 +114,7 @@ Sampler make_sampler(const Options& o) {
     throw std::invalid_argument("--min-rank and --max-rank: expected multiples of --unit " + std::to_string(o.unit) +
                                 " in that order, got " + std::to_string(o.min_rank) + " and " + std::to_string(o.max_rank));
   }
-  const Index lowest = o.sampler == "fixed" ? o.max_rank / o.unit : o.min_rank / o.unit, highest = o.max_rank / o.unit;
+  const Index lowest = o.sampler == "fixed" ? o.max_rank / o.unit : std::max<Index>(1, o.min_rank / o.unit), highest = o.max_rank / o.unit;
   const auto in_units = [&](auto sampler) -> Sampler {
     if (o.mode == "frozen") return BlockRank{FrozenPrefix{sampler}, o.unit};
     return BlockRank{sampler, o.unit};
@@ -213,6 +213,11 @@ int run(const Options& o, const CLI::App& app) {
   if (o.width % o.heads != 0) {
     throw std::invalid_argument("--heads: expected a divisor of --width " + std::to_string(o.width) + ", got " + std::to_string(o.heads));
   }
+  if (o.max_rank > o.width) {
+    throw std::invalid_argument("--max-rank: expected at most --width " + std::to_string(o.width) + ", got " + std::to_string(o.max_rank));
+  }
+  if (o.sample_length > 0 && o.prompt.empty()) throw std::invalid_argument("--prompt: expected at least one byte to continue, got none");
+  if (!o.json.empty() && !std::ofstream(o.json, std::ios::app)) throw std::runtime_error("cannot write " + o.json);  // before the work
   const Sampler sampler = make_sampler(o);
   const gpt::Targets targets = make_targets(o.targets);
   text::use_threads(o.threads);
@@ -263,7 +268,7 @@ int run(const Options& o, const CLI::App& app) {
     if (!(out << report.dump(2) << '\n') || !out.flush()) throw std::runtime_error("cannot write " + o.json);
   }
   if (o.sample_length > 0) {
-    print_sample(model, o, o.min_rank);
+    print_sample(model, o, std::max(o.unit, o.min_rank));
     print_sample(model, o, o.max_rank);
   }
   return training.stopped.empty() ? 0 : 3;

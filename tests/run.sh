@@ -16,8 +16,10 @@ cmake --build "$build" --parallel "$cores" --target all all_verify_interface_hea
 # The summary comes last, after how many laws were shown, each on how many cases: every test's output is in ctest's own log.
 log=$build/ctest.log
 { ctest --test-dir "$build" --parallel "$cores" --output-on-failure --no-tests=error "$@" && echo 0 || echo 1; } | tee "$log" | sed '/tests passed/,$d'
-awk '/ Test: / { law = $0; sub(/.* Test: /, "", law); sub(/ - .*/, "", law); sub(/.*\//, "", law) }
-     /^laws: / { laws[law] = 1; cases += $NF }
-     END { for (law in laws) ++count; printf "laws: %d, cases: %d\n", count, cases }' "$build/Testing/Temporary/LastTest.log"
+if [ -f "$build/Testing/Temporary/LastTest.log" ]; then
+  awk '/ Test: / { law = $0; sub(/.* Test: /, "", law); sub(/ - .*/, "", law); sub(/.*\//, "", law) }
+       /^laws: / { laws[law] = 1; cases += $NF }
+       END { for (law in laws) ++count; printf "laws: %d, cases: %d\n", count, cases }' "$build/Testing/Temporary/LastTest.log"
+fi
 sed -n '/tests passed/,$p' "$log" | sed '$d'
 exit "$(tail -n 1 "$log")"

@@ -10,7 +10,7 @@ namespace gpt {
 
 /// Whether a projection trains the pretrained weights themselves; layer norms and embeddings then learn too.
 template <class Projection>
-inline constexpr bool trains_base = requires { Projection::trains_base; };
+inline constexpr bool trains_base = requires { requires Projection::trains_base; };
 
 /// x ← x + attention(norm₁(x));   x ← x + W_proj gelu(W_fc norm₂(x))
 template <std::floating_point S, dylora::Projection Linear>

@@ -1,11 +1,13 @@
 #ifndef DYLORA_EXAMPLES_GPT_DENSE_LINEAR_HPP
 #define DYLORA_EXAMPLES_GPT_DENSE_LINEAR_HPP
 
+#include <concepts>
 #include <dylora/dylora.hpp>
+#include <utility>
+
+#include "gpt/columns.hpp"
 
 namespace gpt {
-
-using dylora::Index;
 
 /// y = W x + bias with W and bias themselves trained: what pretraining uses where adaptation has a dylora::Linear.
 template <std::floating_point S>

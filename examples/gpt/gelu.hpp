@@ -1,7 +1,9 @@
 #ifndef DYLORA_EXAMPLES_GPT_GELU_HPP
 #define DYLORA_EXAMPLES_GPT_GELU_HPP
 
-#include "gpt/layer_norm.hpp"
+#include <dylora/dylora.hpp>
+
+#include "gpt/columns.hpp"
 
 /// GELU with the tanh approximation, as GPT-2 has it: ½ u (1 + tanh t(u)), t(u) = √(2/π) (u + 0.044715 u³) (arXiv 1606.08415).
 namespace gpt {

@@ -1,6 +1,7 @@
 #ifndef DYLORA_EXAMPLES_GPT_GPT_HPP
 #define DYLORA_EXAMPLES_GPT_GPT_HPP
 
+#include <algorithm>
 #include <cmath>
 #include <dylora/dylora.hpp>
 #include <span>
@@ -55,17 +56,19 @@ struct Gpt {
   LayerNorm<S> final_norm;
   dylora::Matrix<S> head;  // width × vocabulary, no elements if tied
 
+  /// The largest rank that forward accepts; 0 if no projection has an adapter.
   Index max_rank() const {
-    Index highest = 0;
-    for (const auto& block : blocks) highest = std::max({highest, block.attention.max_rank(), block.fc.max_rank(), block.proj.max_rank()});
-    return highest;
+    Index common = 0;
+    for (const auto& block : blocks) {
+      common = dylora::common_max_rank({common, block.attention.max_rank(), block.fc.max_rank(), block.proj.max_rank()});
+    }
+    return common;
   }
 
   /// cache.logits column i predicts the token after tokens[i].
   /// Throws std::invalid_argument for a token outside the vocabulary, ShapeError for a sequence longer than the context.
   void forward(std::span<const Index> tokens, const dylora::Sequences& sequences, dylora::RankSlice rank, Cache& cache) const {
-    dylora::detail::require_equal(static_cast<Index>(tokens.size()), sequences.tokens(),
-                                  "Gpt::forward: number of tokens, against the sequences");
+    dylora::require_equal(static_cast<Index>(tokens.size()), sequences.tokens(), "Gpt::forward: number of tokens, against the sequences");
     cache.tokens.assign(tokens.begin(), tokens.end());
     cache.sequences = sequences;
     auto x = cache.x.resize(config.width, sequences.tokens());
@@ -83,7 +86,7 @@ struct Gpt {
   /// From the gradient of the logits (vocabulary × tokens) to those of everything trained, added to `gradients`.
   void backward(dylora::ConstMatrixRef<S> d_logits, const Cache& cache, Gradients& gradients) const {
     const Index n = cache.sequences.tokens();
-    dylora::detail::require_equal(d_logits.cols(), n, "Gpt::backward: tokens in d_logits, against the cache (was it filled by forward?)");
+    dylora::require_equal(d_logits.cols(), n, "Gpt::backward: tokens in d_logits, against the cache (was it filled by forward?)");
     auto d_normed = gradients.d_normed.resize(config.width, n), dx = gradients.dx.resize(config.width, n);
     dylora::set_product(d_normed, output_embedding(), d_logits);
     dx.setZero();
@@ -157,7 +160,7 @@ struct Gpt {
     }
     for (Index i = 0; i < n; ++i) {
       const Index token = tokens[static_cast<std::size_t>(i)];
-      dylora::detail::require_in_range(token, 0, config.vocabulary - 1, "Gpt: token " + std::to_string(i));
+      dylora::require_in_range(token, 0, config.vocabulary - 1, "Gpt: token " + std::to_string(i));
       x.col(i) = token_embedding.col(token) + position_embedding.col(position + i);
     }
   }

@@ -1,23 +1,13 @@
 #ifndef DYLORA_EXAMPLES_GPT_LAYER_NORM_HPP
 #define DYLORA_EXAMPLES_GPT_LAYER_NORM_HPP
 
+#include <cmath>
+#include <concepts>
 #include <dylora/dylora.hpp>
 
+#include "gpt/columns.hpp"
+
 namespace gpt {
-
-using dylora::Index;
-
-/// Tokens of a task when a pass over the columns is shared between threads.
-inline constexpr Index columns_per_task = 64;
-
-/// Runs body(column) for each of `count` columns of `rows` features each.
-template <class Body>
-void for_each_column(Index rows, Index count, const Body& body) {
-  const double work = 8.0 * static_cast<double>(rows) * static_cast<double>(count);
-  dylora::for_each_task((count + columns_per_task - 1) / columns_per_task, work, [&](Index task) {
-    for (Index i = task * columns_per_task; i < std::min(count, (task + 1) * columns_per_task); ++i) body(i);
-  });
-}
 
 /// y = gain ∘ (x − mean) / √(variance + ε) + bias, over the features of each token (arXiv 1607.06450).
 template <std::floating_point S>

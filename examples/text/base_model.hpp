@@ -23,7 +23,7 @@ using BaseModel = gpt::Gpt<float, gpt::DenseLinear<float>>;
 
 struct PretrainOptions {
   gpt::Config config;
-  Index steps = 1500;
+  Index steps = 1200;
   Index batch = 32;
   double lr = 2e-3;
   std::uint64_t seed = 1;
@@ -85,6 +85,7 @@ inline std::optional<BaseModel> load_base(const std::filesystem::path& path, con
   return model;
 }
 
+/// Throws NonFiniteError with the step and the layer if training diverges; no base is kept then.
 inline BaseModel pretrain(const PretrainOptions& options, const Corpus& corpus) {
   dylora::Rng rng(options.seed);
   BaseModel model = gpt::random_gpt<float>(options.config, rng);
@@ -97,10 +98,11 @@ inline BaseModel pretrain(const PretrainOptions& options, const Corpus& corpus) 
   Batch batch;
   for (Index step = 0; step < options.steps; ++step) {
     random_batch(corpus.training, options.batch, options.config.context, rng, batch);
-    dylora::set_zero(model, gradients);
     optimizer.set_learning_rate(schedule(step));
-    const double loss = loss_and_gradients(model, batch, dylora::RankSlice::none(), 1, cache, gradients);
-    optimizer.step(model, gradients);
+    const auto no_rank = [](dylora::Rng&) { return dylora::RankSlice::none(); };
+    const double loss = dylora::train_step(model, optimizer, gradients, 1, no_rank, rng, [&](Index, dylora::RankSlice rank, double weight) {
+      return loss_and_gradients(model, batch, rank, weight, cache, gradients);
+    });
     progress.update(step, loss, 0);
   }
   return model;

@@ -55,10 +55,14 @@ inline std::vector<std::filesystem::path> files_below(const std::vector<std::str
 /// over. Throws std::runtime_error if a file cannot be read, or if either part is too short for one window of context + 1 bytes.
 inline Corpus read_corpus(const std::vector<std::string>& paths, Index context) {
   Corpus corpus;
+  std::size_t not_text = 0;
   for (const auto& path : files_below(paths)) {
     if (std::filesystem::file_size(path) == 0) continue;
     const std::string bytes = read_file(path);
-    if (bytes.find('\0') != std::string::npos) continue;
+    if (bytes.find('\0') != std::string::npos) {
+      ++not_text;
+      continue;
+    }
     const std::size_t cut = bytes.size() - bytes.size() / 10;
     corpus.training.append(bytes, 0, cut);
     corpus.validation.append(bytes, cut);
@@ -68,8 +72,10 @@ inline Corpus read_corpus(const std::vector<std::string>& paths, Index context) 
   if (corpus.training.size() < needed || corpus.validation.size() < needed) {
     std::string names;
     for (const std::string& path : paths) names += ' ' + path;
-    throw std::runtime_error("too little text in" + names + ": expected at least " + std::to_string(10 * needed) +
-                             " bytes for a context of " + std::to_string(context) + ", got " + std::to_string(corpus.bytes()));
+    throw std::runtime_error(
+        "too little text in" + names + ": expected at least " + std::to_string(10 * needed) + " bytes for a context of " +
+        std::to_string(context) + ", got " + std::to_string(corpus.bytes()) +
+        (not_text > 0 ? " (passed over: " + std::to_string(not_text) + " files with zero bytes, which are not text)" : ""));
   }
   return corpus;
 }

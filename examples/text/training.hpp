@@ -1,6 +1,7 @@
 #ifndef DYLORA_EXAMPLES_TEXT_TRAINING_HPP
 #define DYLORA_EXAMPLES_TEXT_TRAINING_HPP
 
+#include <algorithm>
 #include <cmath>
 #include <dylora/dylora.hpp>
 #include <string>
@@ -43,7 +44,7 @@ double mean_loss(const Model& model, const std::vector<Batch>& batches, dylora::
   return sum / count;
 }
 
-/// `length` bytes that continue `prompt`, drawn at `temperature` from the model at `rank`, one at a time over a key/value cache. When the
+/// `length` bytes that continue `prompt` (not empty), drawn at `temperature` from the model at `rank`, one at a time over a key/value cache. When the
 /// context is full, generation goes on from its second half.
 template <class Model>
 std::string continue_text(const Model& model, const std::string& prompt, Index length, double temperature, dylora::RankSlice rank,
@@ -55,7 +56,7 @@ std::string continue_text(const Model& model, const std::string& prompt, Index l
   std::size_t read = 0;
   while (static_cast<Index>(written.size()) < length) {
     if (static_cast<Index>(seen.size()) > model.config.context) {
-      seen.erase(seen.begin(), seen.end() - model.config.context / 2);
+      seen.erase(seen.begin(), seen.end() - std::max<Index>(1, model.config.context / 2));
       past.clear();
       read = 0;
     }

@@ -7,6 +7,7 @@
 #include "support/catch.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"
+#include "support/throws.hpp"
 #include "support/values.hpp"
 
 namespace dylora::test {
@@ -131,6 +132,27 @@ TEST_CASE("the norm of float gradients is summed in double") {
   gradients.adapter.A.components.insert(law_rank);
   gradients.adapter.B.components.insert(law_rank);
   CHECK(norm(layer, gradients) == Approx(1e30 * std::sqrt(65.0)).epsilon(1e-6));
+}
+
+TEST_CASE("a snapshot gives the parameters back, and is refused whole where it does not fit") {
+  auto layer = MakeLayer<Linear<float>>::make(6, 4, false, 3, 1);
+  randomize<Linear<float>>(layer, 2);
+  const Vector<float> before = values<Linear<float>>(layer);
+  Linear<float>::Gradients snapshot;
+  save_parameters(layer, snapshot);
+  randomize<Linear<float>>(layer, 3);
+  restore_parameters(layer, snapshot);
+  CHECK(same_bits(values<Linear<float>>(layer), before));
+
+  auto other = MakeLayer<Linear<float>>::make(6, 5, false, 3, 1);  // A fits, B does not
+  const Vector<float> kept = values<Linear<float>>(other);
+  CHECK_THROWS_SAYING(ShapeError, restore_parameters(other, snapshot), "snapshot of lora_B", "expected 5 × 3", "got 4 × 3");
+  CHECK(same_bits(values<Linear<float>>(other), kept));
+  auto sum = zeros_like(other), wrong = sum;
+  wrong.adapter.A.setOnes();
+  wrong.adapter.B.setOnes(4, 3);
+  CHECK_THROWS_SAYING(ShapeError, add(other, sum, wrong), "gradient of lora_B");
+  CHECK(sum.adapter.A.isZero(0));
 }
 
 }  // namespace dylora::test

@@ -152,4 +152,11 @@ TEST_CASE("a product refuses shapes that do not fit and then writes nothing") {
   CHECK(same_bits(dst, before));
 }
 
+TEST_CASE("a destination that is strided both ways is refused") {
+  Matrix<float> dst = noise<float>(4, 4, 1);
+  const Matrix<float> before = dst, a = noise<float>(1, 3, 2), b = noise<float>(3, 4, 3);
+  CHECK_THROWS_SAYING(ShapeError, add_product(dst.row(3), a, b), "inner stride", "expected 1", "got 4");
+  CHECK(same_bits(dst, before));
+}
+
 }  // namespace dylora::test

@@ -70,4 +70,12 @@ TEST_CASE("a component set holds what was inserted and gives it back in runs") {
   CHECK(ComponentSet().size() == 0);
 }
 
+TEST_CASE("a component set refuses components that it does not have") {
+  ComponentSet set(4);
+  CHECK_THROWS_SAYING(ShapeError, set.insert(2, 5), "[0, 4)", "got [2, 5)");
+  CHECK_THROWS_SAYING(ShapeError, set.insert(-1, 2), "[0, 4)", "got [-1, 2)");
+  CHECK_THROWS_SAYING(ShapeError, set.insert(ComponentSet(3)), "expected 4", "got 3");
+  CHECK(set.empty());
+}
+
 }  // namespace dylora::test

@@ -111,4 +111,10 @@ TEST_CASE("samplers refuse options out of range and name them") {
   CHECK_THROWS_SAYING(std::invalid_argument, BlockRank(UniformRank(1, 4), 0), "BlockRank: unit", "got 0");
 }
 
+TEST_CASE("a categorical rank draws no weight of zero, however small the others") {
+  Rng rng(3);
+  const CategoricalRank tiny({5e-324, 0, 0});
+  for (int i = 0; i < 100; ++i) CHECK(tiny(rng).active == 1);
+}
+
 }  // namespace dylora::test

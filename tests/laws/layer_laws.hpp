@@ -323,6 +323,13 @@ TEMPLATE_LIST_TEST_CASE("a layer refuses what does not fit and says what was exp
                           "with 0 rank components");
     }
     CHECK(values<L>(gradients).isZero(0));
+    // A cache that another layer filled: of other components, or of another shape.
+    if (layer.max_rank() > 0) {
+      const L smaller = c.truncated(2);
+      auto its_gradients = zeros_like(smaller);
+      CHECK_THROWS_SAYING(std::invalid_argument, smaller.backward(c.dy, cache, its_gradients), "cache", "max_rank = 2", "got 3");
+      CHECK(values<L>(its_gradients).isZero(0));
+    }
     // A refused forward leaves a cache that no backward accepts, rather than one that is half new and half old.
     CHECK_THROWS_SAYING(ShapeError, layer.forward(c.x, 2, cache, tall), "rows of y");
     CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, gradients), "cache", "expected 0");

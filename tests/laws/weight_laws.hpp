@@ -116,8 +116,8 @@ TEMPLATE_LIST_TEST_CASE("a weight refuses what does not fit", "[laws]", WeightsU
                                                                    wide_dx = noise<S>(c.in, 6, 1);
     const std::string out = "expected " + std::to_string(c.out), in = "expected " + std::to_string(c.in);
     CHECK_THROWS_SAYING(ShapeError, c.weight.apply(tall(c.in), y), "rows", in);
-    CHECK_THROWS_SAYING(ShapeError, c.weight.apply(c.x, tall_y), "rows", std::to_string(c.out + 1), std::to_string(c.out));
-    CHECK_THROWS_SAYING(ShapeError, c.weight.apply(c.x, wide_y), "columns", "expected 6", "got 5");
+    CHECK_THROWS_SAYING(ShapeError, c.weight.apply(c.x, tall_y), "rows of y", out, "got " + std::to_string(c.out + 1));
+    CHECK_THROWS_SAYING(ShapeError, c.weight.apply(c.x, wide_y), "samples in y", "expected 5", "got 6");
     CHECK_THROWS_SAYING(ShapeError, c.weight.add_apply_transposed(tall(c.out), dx), "rows", out);
     CHECK_THROWS_SAYING(ShapeError, c.weight.add_apply_transposed(c.dy, tall_dx), "rows");
     CHECK_THROWS_SAYING(ShapeError, c.weight.add_apply_transposed(c.dy, wide_dx), "columns", "expected 6", "got 5");

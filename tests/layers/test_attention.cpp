@@ -166,7 +166,18 @@ TEST_CASE("as many key and value heads as heads is what 0 means") {
   CHECK(same_bits(by_default.forward(x, 2), spelled.forward(x, 2)));
 }
 
-TEST_CASE("the largest rank of an attention is that of its projections") {
+TEST_CASE("the largest rank of an attention is the largest that all its adapters have") {
+  using Projection = Linear<float>;
+  const auto projection = [](Index max_rank) { return MakeLayer<Projection>::make(12, 12, false, max_rank, 1); };
+  const Attention<float> uneven(projection(5), projection(0), projection(5), projection(3), {.heads = 4});
+  const Matrix<float> x = noise<float>(12, 3, 1);
+  CHECK(uneven.max_rank() == 3);
+  CHECK(uneven.forward(x, uneven.max_rank()).allFinite());
+  KeyValueCache<float> past;
+  CHECK_THROWS_SAYING(std::invalid_argument, uneven.forward(x, 4), "Attention::forward", "max_rank = 3", "got 4");
+  CHECK_THROWS_SAYING(std::invalid_argument, uneven.extend(x, 4, past), "Attention::extend", "max_rank = 3", "got 4");
+  CHECK_THROWS_SAYING(std::invalid_argument, uneven.merged(4), "Attention::merged", "max_rank = 3", "got 4");
+  CHECK(past.length() == 0);
   CHECK(MakeLayer<Attention<float>>::make(3, law_rank).max_rank() == law_rank);
   CHECK(MakeLayer<Attention<float, FrozenLinear<float>>>::make(0, law_rank).max_rank() == 0);
 }
@@ -202,6 +213,46 @@ TEST_CASE("an attention refuses sequences that are not its tokens") {
   CHECK_THROWS_SAYING(ShapeError, attention.forward(x, Sequences({9, 1}), 2, cache), "tokens in x", "expected 10", "got 9");
   CHECK_THROWS_SAYING(ShapeError, attention.forward(x, Sequences(), 2), "tokens in x", "expected 0", "got 9");
   CHECK_THROWS_SAYING(ShapeError, attention.forward(Matrix<float>(5, 0), Sequences({1}), 2), "Attention::forward: x", "empty batch");
+}
+
+TEST_CASE("a NaN in a key reaches every query that sees it and no other sequence") {
+  const auto attention = attention_of<float>(12, {.heads = 4, .causal = false});
+  Matrix<float> x = noise<float>(5, 140, 1);
+  const Sequences sequences({130, 10});
+  const Matrix<float> clean = attention.forward(x, sequences, 2);
+  x.leftCols(64).setConstant(nan<float>);  // a whole tile of keys
+  const Matrix<float> y = attention.forward(x, sequences, 2);
+  CHECK(y.leftCols(130).array().isNaN().all());
+  CHECK(same_bits(Matrix<float>(y.rightCols(10)), Matrix<float>(clean.rightCols(10))));
+
+  // Only the keys, as where they overflow: the values by themselves would hide a key tile that was passed over.
+  const auto keys_only = [&](const Matrix<float>& keys) {
+    const Matrix<float> queries = noise<float>(6, 70, 2), values = noise<float>(6, 70, 3);
+    Matrix<float> out(6, 70);
+    std::vector<float> logsumexp(70);
+    for (const Index query : {0, 64}) {
+      detail::attend<float>({70, 70, 0, true}, 1, query, std::min<Index>(64, 70 - query), queries, keys, values, out, logsumexp.data());
+    }
+    return out;
+  };
+  Matrix<float> keys = noise<float>(6, 70, 4);
+  CHECK(keys_only(keys).allFinite());
+  keys.leftCols(64).setConstant(nan<float>);
+  CHECK(keys_only(keys).array().isNaN().all());
+}
+
+TEST_CASE("a cache of an attention of other shapes is refused and nothing is added") {
+  const auto attention = attention_of<float>(12, {.heads = 4}), grouped = attention_of<float>(12, {.heads = 4, .key_value_heads = 2});
+  const Matrix<float> x = noise<float>(5, 9, 1);
+  typename Attention<float>::Cache cache;
+  const Matrix<float> dy = grouped.forward(x, 2, cache);
+  auto gradients = zeros_like(attention);
+  CHECK_THROWS_SAYING(ShapeError, attention.backward(dy, cache, gradients), "rows of the cached keys", "expected 12", "got 6");
+  // Gradients of which a later one does not fit: the earlier ones are left alone.
+  (void)attention.forward(x, 2, cache);
+  gradients.q.adapter.A.setZero(1, 1);
+  CHECK_THROWS_SAYING(ShapeError, attention.backward(dy, cache, gradients), "gradient of q_proj.lora_A");
+  CHECK(gradients.o.adapter.B.isZero(0));
 }
 
 TEST_CASE("generation refuses what does not fit and leaves the past as it was") {

@@ -2,6 +2,7 @@
 
 #include "support/law.hpp"
 #include "support/make.hpp"
+#include "support/throws.hpp"
 
 namespace dylora::test {
 
@@ -98,6 +99,21 @@ TEST_CASE("a linear layer refuses an adapter of other features") {
   CHECK_THROWS_SAYING(ShapeError, Linear<float>(W, make_adapter<LowRank<float>>(8, 6, 2, 1)), "Linear: in_features", "expected 7", "got 8");
   CHECK_THROWS_SAYING(ShapeError, Linear<float>(W, make_adapter<LowRank<float>>(7, 5, 2, 1)), "Linear: out_features", "expected 6",
                       "got 5");
+}
+
+TEST_CASE("a layer is made from a matrix in either order, a map, or an expression") {
+  const RowMatrix<float> W = noise<float>(4, 6, 1);
+  Rng rng(1), same(1), again(1);
+  const Linear<float> of_rows(W, {.max_rank = 2}, rng);
+  const Linear<float> of_map(Eigen::Map<const RowMatrix<float>>(W.data(), 4, 6), {.max_rank = 2}, same);
+  const Linear<float> of_expression(1 * W, {.max_rank = 2}, again);
+  for (const auto* layer : {&of_rows, &of_map, &of_expression}) CHECK(same_bits(layer->base.W, Matrix<float>(W)));
+}
+
+TEST_CASE("factors that were made to disagree after construction are refused") {
+  auto layer = MakeLayer<Linear<float>>::make(6, 4, false, 3, 1);
+  layer.adapter.B = Matrix<float>::Ones(4, 2);
+  CHECK_THROWS_SAYING(ShapeError, layer.forward(noise<float>(6, 2, 1), 3), "columns of B", "expected 3", "got 2");
 }
 
 }  // namespace dylora::test

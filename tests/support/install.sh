@@ -5,7 +5,7 @@ present() {
   case $1 in
     g++) command -v "${CXX:-c++}" ;;
     cmake) command -v cmake ;;
-    make) command -v make || command -v ninja ;;
+    make) command -v make ;;
     libeigen3-dev) has_header eigen3/Eigen/Core Eigen/Core ;;
     catch2) has_header catch2/catch_all.hpp catch2/catch.hpp ;;
     nlohmann-json3-dev) has_header nlohmann/json.hpp ;;

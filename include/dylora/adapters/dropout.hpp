@@ -1,6 +1,8 @@
 #ifndef DYLORA_ADAPTERS_DROPOUT_HPP
 #define DYLORA_ADAPTERS_DROPOUT_HPP
 
+#include <algorithm>
+#include <cmath>
 #include <concepts>
 #include <cstdint>
 #include <optional>
@@ -54,7 +56,7 @@ struct Dropout {
 
   /// Throws std::invalid_argument unless 0 ≤ p < 1.
   Dropout(Inner inner_, double probability_) : inner(std::move(inner_)), probability(probability_) {
-    detail::require_option(probability >= 0 && probability < 1, probability, "Dropout: probability", "a number in [0, 1)");
+    require_option(probability >= 0 && probability < 1, probability, "Dropout: probability", "a number in [0, 1)");
   }
   Dropout(Index in_features, Index out_features, Options options, Rng& rng)
       : Dropout(Inner(in_features, out_features, options.adapter, rng), options.probability) {}
@@ -80,8 +82,8 @@ struct Dropout {
   /// dx += M ∘ ∂Δ/∂(M ∘ x); gradients += those of the inner adapter at M ∘ x.
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
     if (!cache.dropped) return inner.add_backward(x, dy, cache.inner, gradients.inner, dx);
-    detail::require_equal(dx.rows(), cache.x.rows(), "Dropout::add_backward: rows of dx");
-    detail::require_equal(dx.cols(), cache.x.cols(), "Dropout::add_backward: samples in dx");
+    require_equal(dx.rows(), cache.x.rows(), "Dropout::add_backward: rows of dx");
+    require_equal(dx.cols(), cache.x.cols(), "Dropout::add_backward: samples in dx");
     auto masked = gradients.dx.resize(cache.x.rows(), cache.x.cols());
     masked.setZero();
     inner.add_backward(cache.x.view(), dy, cache.inner, gradients.inner, masked);
@@ -100,7 +102,9 @@ struct Dropout {
   }
 
  private:
-  std::uint64_t threshold() const { return static_cast<std::uint64_t>(probability * 0x1p16); }
+  std::uint64_t threshold() const {
+    return std::min<std::uint64_t>(0xffff, static_cast<std::uint64_t>(std::llround(probability * 0x1p16)));
+  }
   S gain() const { return static_cast<S>(1 / (1 - static_cast<double>(threshold()) * 0x1p-16)); }
 };
 

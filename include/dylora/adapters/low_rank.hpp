@@ -1,6 +1,7 @@
 #ifndef DYLORA_ADAPTERS_LOW_RANK_HPP
 #define DYLORA_ADAPTERS_LOW_RANK_HPP
 
+#include <algorithm>
 #include <cmath>
 #include <concepts>
 #include <string_view>
@@ -61,7 +62,7 @@ struct LowRank {
   /// Fresh: A Kaiming-uniform with a = √5, which is U(−1/√in, 1/√in); B = 0.
   /// Throws std::invalid_argument if max_rank is outside [0, min(in, out)] or alpha is not a finite number above 0.
   LowRank(Index in_features, Index out_features, Options options_, Rng& rng) : options(options_) {
-    detail::require_in_range(options.max_rank, 0, std::min(in_features, out_features), "LowRank: max_rank");
+    require_in_range(options.max_rank, 0, std::min(in_features, out_features), "LowRank: max_rank");
     require_alpha();
     A = random_uniform<S, RowMatrix<S>>(options.max_rank, in_features, 1 / std::sqrt(static_cast<double>(in_features)), rng);
     B = Matrix<S>::Zero(out_features, options.max_rank);
@@ -69,7 +70,7 @@ struct LowRank {
 
   /// From trained factors; options.max_rank is taken from them. Throws ShapeError if A and B disagree about the rank.
   LowRank(RowMatrix<S> A_, Matrix<S> B_, Options options_) : A(std::move(A_)), B(std::move(B_)), options(options_) {
-    detail::require_equal(B.cols(), A.rows(), "LowRank: columns of B (rank) against rows of A");
+    require_equal(B.cols(), A.rows(), "LowRank: columns of B (rank) against rows of A");
     options.max_rank = A.rows();
     require_alpha();
   }
@@ -86,9 +87,9 @@ struct LowRank {
   /// the cache grows.
   void add_forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache, MatrixRef<S> y) const {
     rank = checked(rank, "LowRank::add_forward");
-    detail::require_equal(x.rows(), in_features(), "LowRank::add_forward: rows of x");
-    detail::require_equal(y.rows(), out_features(), "LowRank::add_forward: rows of y");
-    detail::require_equal(y.cols(), x.cols(), "LowRank::add_forward: samples in y");
+    require_equal(x.rows(), in_features(), "LowRank::add_forward: rows of x");
+    require_equal(y.rows(), out_features(), "LowRank::add_forward: rows of y");
+    require_equal(y.cols(), x.cols(), "LowRank::add_forward: samples in y");
     const Index b = rank.active;
     cache.rank = rank;
     cache.samples = x.cols();
@@ -106,25 +107,26 @@ struct LowRank {
   /// x and dy as in add_forward; gradients and dx (in × n) are added to. The frozen prefix [0, t) still passes gradient to x.
   /// Throws ShapeError if something does not fit or the cache was not filled. Costs 4·b·n·(in + out) flops at t = 0.
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    detail::require_equal(dy.rows(), out_features(), "LowRank::add_backward: rows of dy");
-    detail::require_equal(dy.cols(), cache.samples,
-                          "LowRank::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
-    detail::require_equal(x.rows(), in_features(), "LowRank::add_backward: rows of x");
-    detail::require_equal(x.cols(), dy.cols(), "LowRank::add_backward: samples in x");
-    detail::require_equal(dx.rows(), in_features(), "LowRank::add_backward: rows of dx");
-    detail::require_equal(dx.cols(), dy.cols(), "LowRank::add_backward: samples in dx");
+    require_equal(dy.rows(), out_features(), "LowRank::add_backward: rows of dy");
+    require_equal(dy.cols(), cache.samples, "LowRank::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
+    require_equal(x.rows(), in_features(), "LowRank::add_backward: rows of x");
+    require_equal(x.cols(), dy.cols(), "LowRank::add_backward: samples in x");
+    require_equal(dx.rows(), in_features(), "LowRank::add_backward: rows of dx");
+    require_equal(dx.cols(), dy.cols(), "LowRank::add_backward: samples in dx");
     detail::require_gradient(gradients.A, A, RankAxis::rows, "LowRank::add_backward: gradient of", "lora_A");
     detail::require_gradient(gradients.B, B, RankAxis::cols, "LowRank::add_backward: gradient of", "lora_B");
-    const Index b = cache.rank.active, t = cache.rank.trainable_from, trained = cache.rank.trainable();
+    const RankSlice rank = checked(cache.rank, "LowRank::add_backward: the cache");
+    const Index b = rank.active, t = rank.trainable_from, trained = rank.trainable();
     if (b == 0) return;
+    require_equal(cache.h.rows(), b, "LowRank::add_backward: rank of the cached h");
     const auto h = cache.h.view();
     auto dh = gradients.dh.resize(b, dy.cols());
     add_product(gradients.B.middleCols(t, trained), dy, h.middleRows(t, trained).transpose(), scale(b));
     set_product(dh, B.leftCols(b).transpose(), dy, scale(b));
     add_product(gradients.A.middleRows(t, trained), dh.middleRows(t, trained), x.transpose());
     add_product(dx, A.topRows(b).transpose(), dh);
-    gradients.A.components.insert(cache.rank);
-    gradients.B.components.insert(cache.rank);
+    gradients.A.components.insert(rank);
+    gradients.B.components.insert(rank);
   }
 
   /// Δ_b as a matrix: s(b) · B_b · A_b, out × in.
@@ -142,14 +144,16 @@ struct LowRank {
   }
 
  private:
+  /// The slice that a call computes with. A and B are public, hence the look at both.
   RankSlice checked(RankSlice rank, std::string_view what) const {
+    require_equal(B.cols(), A.rows(), "LowRank: columns of B (rank) against rows of A");
     if (max_rank() == 0) return RankSlice::none();
-    detail::require_rank(rank, max_rank(), what);
+    require_rank(rank, max_rank(), what);
     return rank;
   }
 
   void require_alpha() const {
-    detail::require_option(options.alpha > 0 && std::isfinite(options.alpha), options.alpha, "LowRank: alpha", "a finite number > 0");
+    require_option(options.alpha > 0 && std::isfinite(options.alpha), options.alpha, "LowRank: alpha", "a finite number > 0");
   }
 };
 

@@ -49,8 +49,9 @@ concept MergeableAdapter = Adapter<A> && requires(const A& adapter, RankSlice ra
   { adapter.delta(rank) } -> std::convertible_to<Matrix<typename A::Scalar>>;
 };
 
-/// Something that maps and differentiates, and keeps what its backward needs in a cache that the caller owns. Backward is the
-/// vector-Jacobian product: the gradient of ⟨forward(x), dy⟩.
+/// Something that maps and differentiates, and keeps what its backward needs in a cache that the caller owns: what users call, and what to
+/// model when writing a layer. max_rank is the largest rank that forward accepts, 0 if it has no adapter and takes any. Outputs must not
+/// overlap inputs. Backward is the vector-Jacobian product: the gradient of ⟨forward(x), dy⟩.
 template <class L>
 concept Layer =
     Trainable<L> && requires(const L& layer, ConstMatrixRef<typename L::Scalar> in, MatrixRef<typename L::Scalar> out, RankSlice rank,
@@ -65,8 +66,8 @@ concept Layer =
       layer.backward(in, filled, gradients, out);
     };
 
-/// A layer that can work on an input which the caller keeps: what a composite layer builds on, so that an activation read by several
-/// projections is stored once.
+/// A layer that can also work on an input which the caller keeps, so that an activation read by several projections is stored once: what
+/// to model, besides Layer, for use inside a composite such as Attention.
 template <class P>
 concept Projection = Trainable<P> && requires(const P& projection, ConstMatrixRef<typename P::Scalar> in, MatrixRef<typename P::Scalar> out,
                                               RankSlice rank, typename P::ProjectionCache& cache, const typename P::ProjectionCache& filled,

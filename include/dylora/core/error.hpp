@@ -8,7 +8,8 @@
 #include "dylora/core/types.hpp"
 
 /// What is thrown: ShapeError for a matrix that does not fit, std::invalid_argument for a value out of range, NonFiniteError when
-/// training meets a NaN or an infinity. Every message names the thing, what was expected and what came.
+/// training meets a NaN or an infinity. Every message names the thing, what was expected and what came; the require_ functions below write it,
+/// for layers and adapters of your own too.
 namespace dylora {
 
 /// A matrix, batch or cache that does not fit the object it was given to.
@@ -21,18 +22,19 @@ struct NonFiniteError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-namespace detail {
-
+/// Throws ShapeError unless got = expected.
 inline void require_equal(Index got, Index expected, std::string_view what) {
   if (got != expected) {
     throw ShapeError(std::string(what) + ": expected " + std::to_string(expected) + ", got " + std::to_string(got));
   }
 }
 
+/// Throws ShapeError for an empty batch.
 inline void require_samples(Index samples, std::string_view what) {
   if (samples < 1) throw ShapeError(std::string(what) + ": expected at least one sample (column), got an empty batch");
 }
 
+/// Throws std::invalid_argument unless lowest ≤ got ≤ highest.
 inline void require_in_range(Index got, Index lowest, Index highest, std::string_view what) {
   if (got < lowest || got > highest) {
     throw std::invalid_argument(std::string(what) + ": expected a value in [" + std::to_string(lowest) + ", " + std::to_string(highest) +
@@ -40,14 +42,13 @@ inline void require_in_range(Index got, Index lowest, Index highest, std::string
   }
 }
 
-/// `accepted` is the negation-safe form: a NaN option fails every comparison and is refused too.
+/// Throws std::invalid_argument unless `accepted`, a comparison that a NaN fails.
 inline void require_option(bool accepted, double got, std::string_view what, std::string_view expected) {
   if (!accepted) {
     throw std::invalid_argument(std::string(what) + ": expected " + std::string(expected) + ", got " + std::to_string(got));
   }
 }
 
-}  // namespace detail
 }  // namespace dylora
 
 #endif

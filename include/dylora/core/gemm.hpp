@@ -43,6 +43,15 @@ using Pack = Eigen::Array<S, lanes<S>, 1>;
 #endif
 
 template <class S>
+Pack<S> zero() {
+#if defined(__GNUC__)
+  return Pack<S>{};
+#else
+  return Pack<S>::Zero();
+#endif
+}
+
+template <class S>
 Pack<S> load(const S* from) {
   Pack<S> pack;
   std::memcpy(&pack, from, sizeof pack);
@@ -82,7 +91,12 @@ struct RightPanel {
 /// dst (vectors · lanes rows × tile_cols columns, `stride` apart) = [dst +] scale · lhs · rhs.
 template <class S, int vectors, bool accumulate, Index step>
 void multiply_tile(Index depth, LeftPanel<S> lhs, RightPanel<S, step> rhs, S scale, S* dst, Index stride) {
-  Pack<S> sum[tile_cols][vectors] = {};
+  Pack<S> sum[tile_cols][vectors];
+#pragma GCC unroll 8
+  for (int j = 0; j < tile_cols; ++j) {
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) sum[j][v] = zero<S>();
+  }
   for (Index k = 0; k < depth; ++k) {
     Pack<S> column[vectors];
 #pragma GCC unroll 8
@@ -128,7 +142,8 @@ void pack_panels(const Operand<S>& from, Index row, Index rows, Index k, Index d
   }
 }
 
-/// A thread's packing memory, at most 1.2 MiB, kept between calls so that a product allocates nothing once warm.
+/// A thread's packing memory, at most 1.2 MiB, kept between calls so that a product allocates nothing once warm. (A machine without
+/// even that much memory ends the program: the first call of a thread may be inside a parallel region, which no exception can leave.)
 template <class S>
 struct PackingMemory {
   Vector<S> left, right;
@@ -150,7 +165,7 @@ template <class S, int vectors, bool accumulate, Index step>
 void multiply_edge(Index rows, Index cols, Index depth, LeftPanel<S> lhs, const RightPanel<S, step>& rhs, S scale, S* dst, Index stride) {
   constexpr Index height = vectors * lanes<S>;
   if (rows == height && cols == tile_cols) return multiply_tile<S, vectors, accumulate>(depth, lhs, rhs, scale, dst, stride);
-  alignas(vector_bytes) S tile[height * tile_cols];
+  alignas(vector_bytes) S tile[height * tile_cols] = {};
   for (Index j = 0; accumulate && j < cols; ++j) std::copy_n(dst + j * stride, rows, tile + j * height);
   multiply_tile<S, vectors, accumulate>(depth, lhs, rhs, scale, tile, height);
   for (Index j = 0; j < cols; ++j) std::copy_n(tile + j * height, rows, dst + j * stride);

@@ -9,9 +9,9 @@
 #include <omp.h>
 #endif
 
-/// The library's only OpenMP, open to layers of your own. Two rules keep results independent of the thread count: a task owns whole outputs and never adds into
-/// another's, and how one output is computed never depends on how many tasks there are. Process-wide OpenMP state is read, never set.
-/// Inside a parallel region of the caller's, everything runs serially on the calling thread.
+/// The library's only OpenMP, open to layers of your own. Two rules keep results independent of the thread count: a task owns whole
+/// outputs and never adds into another's, and how one output is computed never depends on how many tasks there are. Process-wide OpenMP
+/// state is read, never set. Inside a parallel region of the caller's, everything runs serially on the calling thread.
 namespace dylora {
 
 /// Threads that a call made here may use.

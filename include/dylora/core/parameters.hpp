@@ -2,6 +2,7 @@
 #define DYLORA_CORE_PARAMETERS_HPP
 
 #include <cmath>
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -100,9 +101,8 @@ auto scoped(std::string_view name, F& f) {
   };
 }
 
-/// The traversal over a vector of elements: "name.0.parameter", "name.1.parameter" and so on. The first vector says how many there are;
-/// those beside it are resized to as many, or throw ShapeError
-/// where they are const and have not as many.
+/// The traversal over a vector of elements: "name.0.parameter", "name.1.parameter" and so on. The first vector says how many there are.
+/// Those beside it are resized to as many; one that is const and has another number is refused with a ShapeError.
 ///
 ///     zip_elements<Block>("h", f, t.blocks...);
 template <class Element, class F, class First, class... Rest>
@@ -138,13 +138,22 @@ void set_zero(const T& /*trained*/, typename T::Gradients& gradients) {
       gradients);
 }
 
+/// Throws ShapeError, naming the parameter, unless each of `shaped` has the shapes that zeros_like makes for `trained`. Whoever is about to
+/// write to several parameters asks this first, so that an error leaves all of them as they were.
+template <class T, class... Shaped>
+void require_shapes(const T& trained, std::string_view what, const Shaped&... shaped) {
+  T::zip_parameters([&](Parameter parameter, const auto& p,
+                        const auto&... s) { (detail::require_gradient(s, p, parameter.rank_axis, what, parameter.name), ...); },
+                    trained, shaped...);
+}
+
 /// sum += other: how the gradients of several workers come together. Add them in a fixed order, and the bits stay fixed too.
-/// Throws ShapeError if the two are not of the same shapes.
+/// Throws ShapeError, with nothing added, if one is not of the shapes of `trained`.
 template <class T>
-void add(const T& /*trained*/, typename T::Gradients& sum, const typename T::Gradients& other) {
+void add(const T& trained, typename T::Gradients& sum, const typename T::Gradients& other) {
+  require_shapes(trained, "add: gradient of", sum, other);
   T::zip_parameters(
-      [](Parameter parameter, auto& s, const auto& o) {
-        detail::require_gradient(o, s, parameter.rank_axis, "add: gradient of", parameter.name);
+      [](Parameter, auto& s, const auto& o) {
         s += o;
         if constexpr (requires { s.components; }) s.components.insert(o.components);
       },
@@ -154,18 +163,20 @@ void add(const T& /*trained*/, typename T::Gradients& sum, const typename T::Gra
 /// snapshot = the values of all parameters, in the shape of the gradients: a state that training can go back to.
 template <class T>
 void save_parameters(const T& trained, typename T::Gradients& snapshot) {
-  T::zip_parameters([](Parameter, const auto& p, auto& s) { s = p; }, trained, snapshot);
-}
-
-/// The parameters become those of the snapshot, which save_parameters made from the same kind of layer.
-template <class T>
-void restore_parameters(T& trained, const typename T::Gradients& snapshot) {
   T::zip_parameters(
-      [](Parameter parameter, auto& p, const auto& s) {
-        detail::require_equal(s.size(), p.size(), "restore_parameters: size of " + std::string(parameter.name));
-        p = s;
+      [](Parameter parameter, const auto& p, auto& s) {
+        s = p;
+        if constexpr (requires { s.components; }) s.components = ComponentSet(detail::component_count(parameter.rank_axis, p));
       },
       trained, snapshot);
+}
+
+/// The parameters become those of a snapshot that save_parameters made.
+/// Throws ShapeError, with nothing changed, if it was made from something of other shapes.
+template <class T>
+void restore_parameters(T& trained, const typename T::Gradients& snapshot) {
+  require_shapes(trained, "restore_parameters: snapshot of", snapshot);
+  T::zip_parameters([](Parameter, auto& p, const auto& s) { p = s; }, trained, snapshot);
 }
 
 /// √ Σ g² over all parameters, summed in double. Components that were not trained hold zeros and are not read.

@@ -24,6 +24,7 @@ void multiply_into(D& dst, const L& lhs, const R& rhs, S scale) {
   require_equal(lhs.rows(), dst.rows(), "product: rows of the left operand");
   require_equal(rhs.cols(), dst.cols(), "product: columns of the right operand");
   require_equal(rhs.rows(), lhs.cols(), "product: rows of the right operand");
+  require_equal(dst.innerStride(), 1, "product: inner stride of the destination");
   if (dst.size() == 0) return;
 #ifdef EIGEN_USE_BLAS
   if constexpr (accumulate) {
@@ -51,7 +52,8 @@ void multiply_into(D& dst, const L& lhs, const R& rhs, S scale) {
 ///
 /// dst is rows × cols with contiguous columns (or rows, if row-major), lhs rows × depth, rhs depth × cols; dst must not overlap either.
 /// Same bits for any thread count, and each element depends on its own row of lhs and column of rhs only.
-/// Throws ShapeError if the shapes do not fit. Costs 2·rows·cols·depth flops; no heap memory once this thread is warm.
+/// Throws ShapeError if the shapes do not fit, or dst is strided both ways (a row of a column-major matrix: write its transpose).
+/// Costs 2·rows·cols·depth flops; no heap memory once this thread is warm.
 template <class D, class L, class R>
 void add_product(D&& dst, const L& lhs, const R& rhs, typename std::remove_cvref_t<D>::Scalar scale = 1) {
   detail::multiply_into<true>(dst, lhs, rhs, scale);

@@ -2,6 +2,8 @@
 #define DYLORA_CORE_RANK_HPP
 
 #include <algorithm>
+#include <cstddef>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -44,8 +46,7 @@ struct RankSlice {
   constexpr RankSlice() : active(0) {}
 };
 
-namespace detail {
-
+/// Throws std::invalid_argument if the rank is above max_rank.
 inline void require_rank(RankSlice rank, Index max_rank, std::string_view what) {
   if (rank.active > max_rank) {
     throw std::invalid_argument(std::string(what) + ": rank: expected at most max_rank = " + std::to_string(max_rank) + ", got " +
@@ -53,7 +54,14 @@ inline void require_rank(RankSlice rank, Index max_rank, std::string_view what) 
   }
 }
 
-}  // namespace detail
+/// The largest rank that a composite accepts: the smallest of its parts', those without an adapter (0) aside.
+inline Index common_max_rank(std::initializer_list<Index> max_ranks) {
+  Index common = 0;
+  for (const Index max_rank : max_ranks) {
+    if (max_rank > 0 && (common == 0 || max_rank < common)) common = max_rank;
+  }
+  return common;
+}
 
 /// A set of components, kept beside a gradient: an optimiser must tell a component that did not take part from one whose gradient
 /// happens to be zero.
@@ -66,9 +74,17 @@ class ComponentSet {
   bool empty() const { return std::find(member_.begin(), member_.end(), 1) == member_.end(); }
 
   void clear() { std::fill(member_.begin(), member_.end(), 0); }
-  void insert(Index begin, Index end) { std::fill(member_.begin() + begin, member_.begin() + end, 1); }
+  /// Throws ShapeError unless 0 ≤ begin ≤ end ≤ size(): a set that zeros_like did not make, or a rank above its size.
+  void insert(Index begin, Index end) {
+    if (begin < 0 || begin > end || end > size()) {
+      throw ShapeError("ComponentSet: expected components within [0, " + std::to_string(size()) + "), got [" + std::to_string(begin) +
+                       ", " + std::to_string(end) + ')');
+    }
+    std::fill(member_.begin() + begin, member_.begin() + end, 1);
+  }
   void insert(RankSlice rank) { insert(rank.trainable_from, rank.active); }
   void insert(const ComponentSet& other) {
+    require_equal(other.size(), size(), "ComponentSet: size of the other set");
     for (std::size_t i = 0; i < member_.size(); ++i) member_[i] |= other.member_[i];
   }
 

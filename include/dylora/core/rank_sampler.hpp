@@ -2,6 +2,7 @@
 #define DYLORA_CORE_RANK_SAMPLER_HPP
 
 #include <concepts>
+#include <cstddef>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -27,7 +28,7 @@ concept RankSampler = requires(const T& sampler, Rng& rng) {
 class UniformRank {
  public:
   UniformRank(Index lowest, Index highest) : lowest_(lowest), highest_(highest) {
-    detail::require_in_range(lowest, 1, highest, "UniformRank: lowest rank");
+    require_in_range(lowest, 1, highest, "UniformRank: lowest rank");
   }
 
   RankSlice operator()(Rng& rng) const { return lowest_ + rng.below(highest_ - lowest_ + 1); }
@@ -41,26 +42,26 @@ class UniformRank {
 class CategoricalRank {
  public:
   explicit CategoricalRank(const std::vector<double>& weights, Index lowest = 1) : lowest_(lowest) {
-    detail::require_in_range(lowest, 1, std::numeric_limits<Index>::max(), "CategoricalRank: lowest rank");
+    require_in_range(lowest, 1, std::numeric_limits<Index>::max(), "CategoricalRank: lowest rank");
     double sum = 0;
     for (const double weight : weights) {
-      detail::require_option(weight >= 0 && weight <= std::numeric_limits<double>::max(), weight, "CategoricalRank: weight",
-                             "a finite number ≥ 0");
+      require_option(weight >= 0 && weight <= std::numeric_limits<double>::max(), weight, "CategoricalRank: weight", "a finite number ≥ 0");
       cumulative_.push_back(sum += weight);
+      if (weight > 0) last_ = static_cast<Index>(cumulative_.size()) - 1;
     }
-    detail::require_option(sum > 0 && sum <= std::numeric_limits<double>::max(), sum, "CategoricalRank: sum of the weights",
-                           "a finite number > 0");
+    require_option(sum > 0 && sum <= std::numeric_limits<double>::max(), sum, "CategoricalRank: sum of the weights", "a finite number > 0");
   }
 
   RankSlice operator()(Rng& rng) const {
     const double drawn = rng.uniform() * cumulative_.back();
     Index i = 0;
-    while (cumulative_[static_cast<std::size_t>(i)] <= drawn) ++i;
+    while (i < last_ && cumulative_[static_cast<std::size_t>(i)] <= drawn) ++i;
     return lowest_ + i;
   }
 
  private:
   Index lowest_;
+  Index last_ = 0;  // the last with a weight above zero, whatever rounding makes of the draw
   std::vector<double> cumulative_;
 };
 
@@ -74,8 +75,8 @@ class GeometricRank {
 
  private:
   static std::vector<double> weights(Index lowest, Index highest, double p) {
-    detail::require_in_range(lowest, 1, highest, "GeometricRank: lowest rank");
-    detail::require_option(p > 0 && p < 1, p, "GeometricRank: p", "a number in (0, 1)");
+    require_in_range(lowest, 1, highest, "GeometricRank: lowest rank");
+    require_option(p > 0 && p < 1, p, "GeometricRank: p", "a number in (0, 1)");
     std::vector<double> result;
     double weight = 1;
     for (Index b = lowest; b <= highest; ++b, weight *= 1 - p) result.push_back(weight);
@@ -103,7 +104,7 @@ FrozenPrefix(Sampler) -> FrozenPrefix<Sampler>;
 template <RankSampler Sampler>
 struct BlockRank {
   BlockRank(Sampler sampler_, Index unit_) : sampler(std::move(sampler_)), unit(unit_) {
-    detail::require_in_range(unit, 1, std::numeric_limits<Index>::max(), "BlockRank: unit");
+    require_in_range(unit, 1, std::numeric_limits<Index>::max(), "BlockRank: unit");
   }
 
   RankSlice operator()(Rng& rng) const {

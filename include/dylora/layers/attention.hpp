@@ -2,7 +2,9 @@
 #define DYLORA_LAYERS_ATTENTION_HPP
 
 #include <algorithm>
+#include <cmath>
 #include <concepts>
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -30,8 +32,8 @@ struct AttentionOptions {
 /// Multi-head self-attention (arXiv 1706.03762) with grouped key/value heads (arXiv 2305.13245) over a batch of sequences laid end to end,
 /// its four projections adapted or frozen, each as its type says.
 ///
-///     const auto projection = [&] { return Linear<float>(W, {.max_rank = 8}, rng); };
-///     Attention<float> attention(projection(), projection(), projection(), projection(), {.heads = 4});
+///     Linear<float> q(Wq, {.max_rank = 8}, rng), k(Wk, {.max_rank = 8}, rng), v(Wv, {.max_rank = 8}, rng), o(Wo, {.max_rank = 8}, rng);
+///     Attention<float> attention(q, k, v, o, {.heads = 4});
 ///     const Matrix<float> y = attention.forward(x, Sequences({17, 5, 42}), 4, cache);     // without Sequences, x is one sequence
 ///     const Matrix<float> dx = attention.backward(dy, cache, gradients);
 ///
@@ -69,24 +71,24 @@ struct Attention {
   /// Throws ShapeError if the projections do not fit each other, std::invalid_argument if the heads do not divide their features.
   Attention(Query q_, Key k_, Value v_, Output o_, AttentionOptions options_)
       : q(std::move(q_)), k(std::move(k_)), v(std::move(v_)), o(std::move(o_)), options(options_) {
-    detail::require_in_range(options.heads, 1, q.out_features(), "Attention: heads");
+    require_in_range(options.heads, 1, q.out_features(), "Attention: heads");
     if (options.key_value_heads == 0) options.key_value_heads = options.heads;
-    detail::require_in_range(options.key_value_heads, 1, options.heads, "Attention: key_value_heads");
+    require_in_range(options.key_value_heads, 1, options.heads, "Attention: key_value_heads");
     if (q.out_features() % options.heads != 0 || options.heads % options.key_value_heads != 0) {
       throw std::invalid_argument("Attention: expected heads to divide q's " + std::to_string(q.out_features()) +
                                   " features and key_value_heads to divide heads, got heads " + std::to_string(options.heads) +
                                   " and key_value_heads " + std::to_string(options.key_value_heads));
     }
-    detail::require_equal(k.in_features(), q.in_features(), "Attention: in_features of k");
-    detail::require_equal(v.in_features(), q.in_features(), "Attention: in_features of v");
-    detail::require_equal(k.out_features(), head_dim() * options.key_value_heads, "Attention: out_features of k");
-    detail::require_equal(v.out_features(), head_dim() * options.key_value_heads, "Attention: out_features of v");
-    detail::require_equal(o.in_features(), q.out_features(), "Attention: in_features of o");
+    require_equal(k.in_features(), q.in_features(), "Attention: in_features of k");
+    require_equal(v.in_features(), q.in_features(), "Attention: in_features of v");
+    require_equal(k.out_features(), head_dim() * options.key_value_heads, "Attention: out_features of k");
+    require_equal(v.out_features(), head_dim() * options.key_value_heads, "Attention: out_features of v");
+    require_equal(o.in_features(), q.out_features(), "Attention: in_features of o");
   }
 
   Index in_features() const { return q.in_features(); }
   Index out_features() const { return o.out_features(); }
-  Index max_rank() const { return std::max({q.max_rank(), k.max_rank(), v.max_rank(), o.max_rank()}); }
+  Index max_rank() const { return common_max_rank({q.max_rank(), k.max_rank(), v.max_rank(), o.max_rank()}); }
   Index head_dim() const { return q.out_features() / options.heads; }
 
   /// x in × tokens, its columns divided by `sequences`; returns out × tokens; the cache is overwritten.
@@ -100,8 +102,9 @@ struct Attention {
 
   /// The same into the caller's y (out × tokens, overwritten); allocates only when the cache grows.
   void forward(ConstMatrixRef<S> x, const Sequences& sequences, RankSlice rank, Cache& cache, MatrixRef<S> y) const {
-    detail::require_samples(x.cols(), "Attention::forward: x");
-    detail::require_equal(x.cols(), sequences.tokens(), "Attention::forward: tokens in x, against the sequences");
+    require_samples(x.cols(), "Attention::forward: x");
+    require_equal(x.cols(), sequences.tokens(), "Attention::forward: tokens in x, against the sequences");
+    check_rank(rank, "Attention::forward");
     cache.x.resize(in_features(), 0);  // if this call throws, the cache counts as not filled
     q.apply(x, rank, cache.q, cache.Q.resize(q.out_features(), x.cols()));
     k.apply(x, rank, cache.k, cache.K.resize(k.out_features(), x.cols()));
@@ -133,10 +136,13 @@ struct Attention {
 
   /// The same into the caller's dx (in × tokens, overwritten); allocates only when the workspace in `gradients` grows.
   void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    detail::require_samples(dy.cols(), "Attention::backward: dy");
-    detail::require_equal(dy.cols(), cache.x.cols(), "Attention::backward: tokens in dy, against the cache (was it filled by forward?)");
-    detail::require_equal(dx.rows(), in_features(), "Attention::backward: rows of dx");
-    detail::require_equal(dx.cols(), dy.cols(), "Attention::backward: samples in dx");
+    require_samples(dy.cols(), "Attention::backward: dy");
+    require_equal(dy.cols(), cache.x.cols(), "Attention::backward: tokens in dy, against the cache (was it filled by forward?)");
+    require_equal(dx.rows(), in_features(), "Attention::backward: rows of dx");
+    require_equal(dx.cols(), dy.cols(), "Attention::backward: samples in dx");
+    require_equal(dy.rows(), out_features(), "Attention::backward: rows of dy");
+    check_cache(cache);
+    require_shapes(*this, "Attention::backward: gradient of", gradients);
     auto d_context = gradients.d_context.resize(o.in_features(), dy.cols());
     d_context.setZero();
     o.add_backward(cache.context.view(), dy, cache.o, gradients.o, d_context);
@@ -150,12 +156,13 @@ struct Attention {
   /// Generation: the outputs for the next tokens of one sequence, whose earlier keys and values are in `past`; theirs are appended.
   ///
   /// x in × n, the n ≥ 1 tokens that follow; the rank may change from call to call. Equal bit for bit to the last n columns of one
-  /// forward over the whole sequence at the same rank. Throws std::invalid_argument if the attention is not causal, ShapeError if x or
-  /// `past` do not fit.
+  /// forward over the whole sequence at the same rank. Throws std::invalid_argument if the attention is not causal or for the rank,
+  /// ShapeError if x or `past` do not fit; `past` is then as it was.
   Matrix<S> extend(ConstMatrixRef<S> x, RankSlice rank, KeyValueCache<S>& past) const {
     if (!options.causal)
       throw std::invalid_argument("Attention::extend: expected a causal attention; without it every token sees the future");
-    detail::require_samples(x.cols(), "Attention::extend: x");
+    require_samples(x.cols(), "Attention::extend: x");
+    check_rank(rank, "Attention::extend");
     Cache fresh;
     q.apply(x, rank, fresh.q, fresh.Q.resize(q.out_features(), x.cols()));
     k.apply(x, rank, fresh.k, fresh.K.resize(k.out_features(), x.cols()));
@@ -176,7 +183,12 @@ struct Attention {
   }
 
   /// The attention with every projection merged at `rank`; this one stays as it is.
-  auto merged(RankSlice rank) const {
+  auto merged(RankSlice rank) const
+    requires requires(const Query& a, const Key& b, const Value& c, const Output& d) {
+      a.merged(rank), b.merged(rank), c.merged(rank), d.merged(rank);
+    }
+  {
+    check_rank(rank, "Attention::merged");
     using Merged = FrozenLinear<S>;
     return Attention<S, Merged>(Merged(q.merged(rank)), Merged(k.merged(rank)), Merged(v.merged(rank)), Merged(o.merged(rank)), options);
   }
@@ -191,8 +203,23 @@ struct Attention {
 
  private:
   static Sequences one_sequence(const ConstMatrixRef<S>& x) {
-    detail::require_samples(x.cols(), "Attention::forward: x");
+    require_samples(x.cols(), "Attention::forward: x");
     return Sequences::equal(1, x.cols());
+  }
+
+  void check_rank(RankSlice rank, std::string_view what) const {
+    if (max_rank() > 0) require_rank(rank, max_rank(), what);
+  }
+
+  /// Refuses a cache that an attention of other shapes filled.
+  void check_cache(const Cache& cache) const {
+    const Index tokens = cache.sequences.tokens();
+    require_equal(cache.x.cols(), tokens, "Attention::backward: tokens in the cache, against its sequences");
+    require_equal(cache.x.rows(), in_features(), "Attention::backward: rows of the cached x");
+    require_equal(cache.Q.rows(), q.out_features(), "Attention::backward: rows of the cached queries");
+    require_equal(cache.K.rows(), k.out_features(), "Attention::backward: rows of the cached keys");
+    require_equal(cache.V.rows(), v.out_features(), "Attention::backward: rows of the cached values");
+    require_equal(cache.logsumexp.cols(), options.heads, "Attention::backward: heads in the cache");
   }
 
   S temperature() const { return static_cast<S>(1 / std::sqrt(static_cast<double>(head_dim()))); }

@@ -64,7 +64,7 @@ void attend(const AttentionShape& shape, S scale, Index query, Index queries, Co
     for (Index i = 0; i < queries; ++i) {
       auto column = scores.col(i).array();
       const S top = std::max(highest[i], column.maxCoeff());
-      if (top == -infinity) {  // sees none of these keys
+      if (top == -infinity && (column == -infinity).all()) {  // sees none of these keys; a NaN among them must show
         column.setZero();
         continue;
       }

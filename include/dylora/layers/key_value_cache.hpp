@@ -19,14 +19,14 @@ class KeyValueCache {
 
   /// Appends one column per token. Throws ShapeError if the features differ from those already here.
   void append(ConstMatrixRef<S> keys, ConstMatrixRef<S> values) {
-    detail::require_equal(values.cols(), keys.cols(), "KeyValueCache: tokens in values");
+    require_equal(values.cols(), keys.cols(), "KeyValueCache: tokens in values");
     if (length_ > 0) {
-      detail::require_equal(keys.rows(), keys_.rows(), "KeyValueCache: features of keys");
-      detail::require_equal(values.rows(), values_.rows(), "KeyValueCache: features of values");
+      require_equal(keys.rows(), keys_.rows(), "KeyValueCache: features of keys");
+      require_equal(values.rows(), values_.rows(), "KeyValueCache: features of values");
     }
     const Index longer = length_ + keys.cols();
-    if (longer > keys_.cols() || keys.rows() != keys_.rows() || values.rows() != values_.rows()) {
-      const Index capacity = std::max(longer, 2 * keys_.cols());
+    if (longer > std::min(keys_.cols(), values_.cols()) || keys.rows() != keys_.rows() || values.rows() != values_.rows()) {
+      const Index capacity = std::max(longer, 2 * length_);
       keys_.conservativeResize(keys.rows(), capacity);
       values_.conservativeResize(values.rows(), capacity);
     }
@@ -37,7 +37,7 @@ class KeyValueCache {
 
   /// Forgets all tokens but the first `length`. Throws std::invalid_argument if there are fewer.
   void truncate(Index length) {
-    detail::require_in_range(length, 0, length_, "KeyValueCache::truncate: length");
+    require_in_range(length, 0, length_, "KeyValueCache::truncate: length");
     length_ = length;
   }
 

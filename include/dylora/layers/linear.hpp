@@ -46,8 +46,8 @@ struct Linear {
 
   /// Throws ShapeError if the adapter's features are not the weight's.
   Linear(W base_, A adapter_) : base(std::move(base_)), adapter(std::move(adapter_)) {
-    detail::require_equal(adapter.in_features(), base.cols(), "Linear: in_features of the adapter");
-    detail::require_equal(adapter.out_features(), base.rows(), "Linear: out_features of the adapter");
+    require_equal(adapter.in_features(), base.cols(), "Linear: in_features of the adapter");
+    require_equal(adapter.out_features(), base.rows(), "Linear: out_features of the adapter");
   }
 
   /// With a fresh adapter, which leaves the base's output as it is.
@@ -101,29 +101,30 @@ struct Linear {
 
   /// The same into the caller's dx (in × n, overwritten).
   void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    detail::require_samples(dy.cols(), "Linear::backward: dy");
-    detail::require_equal(dy.cols(), cache.x.cols(), "Linear::backward: samples in dy, against the cache (was it filled by forward?)");
+    require_samples(dy.cols(), "Linear::backward: dy");
+    require_equal(dy.cols(), cache.x.cols(), "Linear::backward: samples in dy, against the cache (was it filled by forward?)");
     dx.setZero();
     add_backward(cache.x.view(), dy, cache.adapter, gradients, dx);
   }
 
   /// forward for a caller that keeps x itself, as composite layers do: y (out × n) is overwritten, the cache holds no copy of x.
   void apply(ConstMatrixRef<S> x, RankSlice rank, ProjectionCache& cache, MatrixRef<S> y) const {
-    detail::require_equal(x.rows(), in_features(), "Linear::forward: rows of x");
-    detail::require_samples(x.cols(), "Linear::forward: x");
-    detail::require_equal(y.rows(), out_features(), "Linear::forward: rows of y");
-    detail::require_equal(y.cols(), x.cols(), "Linear::forward: samples in y");
+    if (max_rank() > 0) require_rank(rank, max_rank(), "Linear::forward");
+    require_equal(x.rows(), in_features(), "Linear::forward: rows of x");
+    require_samples(x.cols(), "Linear::forward: x");
+    require_equal(y.rows(), out_features(), "Linear::forward: rows of y");
+    require_equal(y.cols(), x.cols(), "Linear::forward: samples in y");
     base.apply(x, y);
     adapter.add_forward(x, rank, cache, y);
   }
 
   /// The backward of apply, with the same x: gradients and dx (in × n) are added to.
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    detail::require_equal(dy.rows(), out_features(), "Linear::backward: rows of dy");
-    detail::require_equal(dx.rows(), in_features(), "Linear::backward: rows of dx");
-    detail::require_equal(dx.cols(), dy.cols(), "Linear::backward: samples in dx");
+    require_equal(dy.rows(), out_features(), "Linear::backward: rows of dy");
+    require_equal(dx.rows(), in_features(), "Linear::backward: rows of dx");
+    require_equal(dx.cols(), dy.cols(), "Linear::backward: samples in dx");
+    adapter.add_backward(x, dy, cache, gradients.adapter, dx);  // first: it may refuse, and nothing has been added then
     base.add_apply_transposed(dy, dx);
-    adapter.add_backward(x, dy, cache, gradients.adapter, dx);
   }
 
   /// W + Δ_b and the bias, as a new weight; the layer stays as it is. Throws std::invalid_argument for the rank.

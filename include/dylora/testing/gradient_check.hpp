@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <limits>
 #include <string>
+#include <type_traits>
 
 #include "dylora/core/concepts.hpp"
 #include "dylora/core/parameters.hpp"

@@ -1,8 +1,12 @@
 #ifndef DYLORA_TRAIN_ADAMW_HPP
 #define DYLORA_TRAIN_ADAMW_HPP
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <limits>
 #include <string>
+#include <type_traits>
 
 #include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
@@ -37,25 +41,27 @@ class AdamW {
   /// Throws std::invalid_argument if an option is out of its range.
   explicit AdamW(const T& trained, AdamWOptions options = {}) : options_(options), m_(zeros_like(trained)), v_(zeros_like(trained)) {
     set_learning_rate(options.lr);
-    detail::require_option(options.beta1 >= 0 && options.beta1 < 1, options.beta1, "AdamW: beta1", "a number in [0, 1)");
-    detail::require_option(options.beta2 >= 0 && options.beta2 < 1, options.beta2, "AdamW: beta2", "a number in [0, 1)");
-    detail::require_option(options.eps > 0, options.eps, "AdamW: eps", "a number > 0");
-    detail::require_option(options.weight_decay >= 0, options.weight_decay, "AdamW: weight_decay", "a number ≥ 0");
-    detail::require_option(options.max_norm >= 0, options.max_norm, "AdamW: max_norm", "a number ≥ 0, where 0 means no clipping");
+    require_option(options.beta1 >= 0 && options.beta1 < 1, options.beta1, "AdamW: beta1", "a number in [0, 1)");
+    require_option(options.beta2 >= 0 && options.beta2 < 1, options.beta2, "AdamW: beta2", "a number in [0, 1)");
+    require_option(options.eps > 0 && std::isfinite(options.eps), options.eps, "AdamW: eps", "a finite number > 0");
+    require_option(options.weight_decay >= 0 && std::isfinite(options.weight_decay), options.weight_decay, "AdamW: weight_decay",
+                   "a finite number ≥ 0");
+    require_option(options.max_norm >= 0, options.max_norm, "AdamW: max_norm", "a number ≥ 0, where 0 means no clipping");
   }
 
   const AdamWOptions& options() const { return options_; }
   Index steps() const { return steps_; }
 
   void set_learning_rate(double lr) {
-    detail::require_option(lr >= 0 && std::isfinite(lr), lr, "AdamW: lr", "a finite number ≥ 0");
+    require_option(lr >= 0 && std::isfinite(lr), lr, "AdamW: lr", "a finite number ≥ 0");
     options_.lr = lr;
   }
 
   /// Moves the parameters of `trained`. Throws, with nothing changed, ShapeError if gradients or moments do not have its shapes and
   /// NonFiniteError if a gradient is not finite. Reads and writes the updated components only.
   void step(T& trained, const typename T::Gradients& gradients) {
-    detail::require_shapes(trained, gradients, "AdamW", m_, v_);
+    require_shapes(trained, "AdamW: gradient of", gradients);
+    require_shapes(trained, "AdamW: moments of", m_, v_);
     const double clip = detail::clip_factor(trained, gradients, options_.max_norm, "AdamW: step " + std::to_string(steps_));
     ++steps_;
     std::size_t index = 0;
@@ -79,7 +85,8 @@ class AdamW {
     const S inverse_root = static_cast<S>(1 / std::sqrt(1 - std::pow(beta2, t)));
     m = S(beta1) * m + S((1 - beta1) * clip) * g;
     v = S(beta2) * v + S((1 - beta2) * clip * clip) * g.cwiseAbs2();
-    p.array() = S(1 - lr * weight_decay) * p.array() - step_size * m.array() / (v.array().sqrt() * inverse_root + S(eps));
+    p.array() = S(1 - lr * weight_decay) * p.array() -
+                step_size * m.array() / (v.array().sqrt() * inverse_root + std::max(S(eps), std::numeric_limits<S>::min()));
   }
 
   AdamWOptions options_;

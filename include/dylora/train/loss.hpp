@@ -1,7 +1,9 @@
 #ifndef DYLORA_TRAIN_LOSS_HPP
 #define DYLORA_TRAIN_LOSS_HPP
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <span>
 #include <string>
@@ -13,6 +15,10 @@
 
 /// Losses over a batch: the mean, and its gradient with respect to the network's output. Each has a form that returns the gradient and one
 /// that writes it into the caller's matrix, which may be the output itself.
+///
+///     const auto loss = mse(layer.forward(x, rank, cache), target);         // loss.value, loss.gradient
+///     const double value = mse<float>(y, target, dy);                       // into dy
+///     const auto loss = cross_entropy<float>(logits, targets);              // targets: a std::vector<Index>, a class per sample
 namespace dylora {
 
 template <class S>
@@ -26,11 +32,11 @@ struct Loss {
 /// `weight` scales the gradient only: 1/k where k micro-batches make a step. Throws ShapeError if the shapes differ or are empty.
 template <class S>
 double mse(ConstMatrixRef<S> y, ConstMatrixRef<S> target, MatrixRef<S> gradient, double weight = 1) {
-  detail::require_equal(target.rows(), y.rows(), "mse: rows of target");
-  detail::require_equal(target.cols(), y.cols(), "mse: samples in target");
-  detail::require_equal(gradient.rows(), y.rows(), "mse: rows of gradient");
-  detail::require_equal(gradient.cols(), y.cols(), "mse: samples in gradient");
-  detail::require_samples(y.size(), "mse: y");
+  require_equal(target.rows(), y.rows(), "mse: rows of target");
+  require_equal(target.cols(), y.cols(), "mse: samples in target");
+  require_equal(gradient.rows(), y.rows(), "mse: rows of gradient");
+  require_equal(gradient.cols(), y.cols(), "mse: samples in gradient");
+  require_samples(y.size(), "mse: y");
   const auto size = static_cast<double>(y.size());
   gradient = y - target;
   double sum = 0;
@@ -39,8 +45,9 @@ double mse(ConstMatrixRef<S> y, ConstMatrixRef<S> target, MatrixRef<S> gradient,
   return sum / size;
 }
 
-template <class S>
-Loss<S> mse(const Matrix<S>& y, const Matrix<S>& target) {
+template <class Y, class Target>
+auto mse(const Eigen::MatrixBase<Y>& y, const Eigen::MatrixBase<Target>& target) {
+  using S = typename Y::Scalar;
   Loss<S> loss{0, Matrix<S>(y.rows(), y.cols())};
   loss.value = mse<S>(y, target, loss.gradient);
   return loss;
@@ -80,10 +87,10 @@ S shifted_exp(const S* from, Index size, S shift, S* to) {
 /// Throws ShapeError if the shapes differ, std::invalid_argument if a target is neither, or if every sample is ignored.
 template <class S>
 double cross_entropy(ConstMatrixRef<S> logits, std::span<const Index> targets, MatrixRef<S> gradient, CrossEntropyOptions options = {}) {
-  detail::require_samples(logits.cols(), "cross_entropy: logits");
-  detail::require_equal(static_cast<Index>(targets.size()), logits.cols(), "cross_entropy: number of targets");
-  detail::require_equal(gradient.rows(), logits.rows(), "cross_entropy: rows of gradient");
-  detail::require_equal(gradient.cols(), logits.cols(), "cross_entropy: samples in gradient");
+  require_samples(logits.cols(), "cross_entropy: logits");
+  require_equal(static_cast<Index>(targets.size()), logits.cols(), "cross_entropy: number of targets");
+  require_equal(gradient.rows(), logits.rows(), "cross_entropy: rows of gradient");
+  require_equal(gradient.cols(), logits.cols(), "cross_entropy: samples in gradient");
   Index counted = 0;
   for (std::size_t i = 0; i < targets.size(); ++i) {
     if (targets[i] == options.ignore_index) continue;

@@ -1,7 +1,9 @@
 #ifndef DYLORA_TRAIN_SCHEDULE_HPP
 #define DYLORA_TRAIN_SCHEDULE_HPP
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numbers>
 
 #include "dylora/core/error.hpp"
@@ -27,18 +29,18 @@ class Schedule {
  public:
   /// Throws std::invalid_argument if an option is out of its range.
   Schedule(Decay decay, ScheduleOptions options) : decay_(decay), options_(options) {
-    detail::require_option(options.peak >= 0 && std::isfinite(options.peak), options.peak, "Schedule: peak", "a finite number ≥ 0");
-    detail::require_in_range(options.steps, 1, std::numeric_limits<Index>::max(), "Schedule: steps");
-    detail::require_in_range(options.warmup_steps, 0, options.steps, "Schedule: warmup_steps");
-    detail::require_option(options.final_fraction >= 0 && options.final_fraction <= 1, options.final_fraction, "Schedule: final_fraction",
-                           "a number in [0, 1]");
+    require_option(options.peak >= 0 && std::isfinite(options.peak), options.peak, "Schedule: peak", "a finite number ≥ 0");
+    require_in_range(options.steps, 1, std::numeric_limits<Index>::max(), "Schedule: steps");
+    require_in_range(options.warmup_steps, 0, options.steps, "Schedule: warmup_steps");
+    require_option(options.final_fraction >= 0 && options.final_fraction <= 1, options.final_fraction, "Schedule: final_fraction",
+                   "a number in [0, 1]");
   }
 
   /// For step 0, 1, …; steps past the end stay at the final rate.
   double operator()(Index step) const {
     if (step < options_.warmup_steps) return options_.peak * static_cast<double>(step + 1) / static_cast<double>(options_.warmup_steps);
-    const auto decaying = static_cast<double>(std::max<Index>(1, options_.steps - options_.warmup_steps));
-    const double progress = std::min(1.0, static_cast<double>(step - options_.warmup_steps) / decaying);
+    const auto decaying = static_cast<double>(options_.steps - options_.warmup_steps);
+    const double progress = step < options_.steps ? static_cast<double>(step - options_.warmup_steps) / decaying : 1;
     return options_.peak * (options_.final_fraction + (1 - options_.final_fraction) * remaining(progress));
   }
 

@@ -2,7 +2,9 @@
 #define DYLORA_TRAIN_SGD_HPP
 
 #include <cmath>
+#include <cstddef>
 #include <string>
+#include <type_traits>
 
 #include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
@@ -28,23 +30,25 @@ class Sgd {
   /// Throws std::invalid_argument if an option is out of its range.
   explicit Sgd(const T& trained, SgdOptions options = {}) : options_(options), momentum_(zeros_like(trained)) {
     set_learning_rate(options.lr);
-    detail::require_option(options.momentum >= 0 && options.momentum < 1, options.momentum, "Sgd: momentum", "a number in [0, 1)");
-    detail::require_option(options.weight_decay >= 0, options.weight_decay, "Sgd: weight_decay", "a number ≥ 0");
-    detail::require_option(options.max_norm >= 0, options.max_norm, "Sgd: max_norm", "a number ≥ 0, where 0 means no clipping");
+    require_option(options.momentum >= 0 && options.momentum < 1, options.momentum, "Sgd: momentum", "a number in [0, 1)");
+    require_option(options.weight_decay >= 0 && std::isfinite(options.weight_decay), options.weight_decay, "Sgd: weight_decay",
+                   "a finite number ≥ 0");
+    require_option(options.max_norm >= 0, options.max_norm, "Sgd: max_norm", "a number ≥ 0, where 0 means no clipping");
   }
 
   const SgdOptions& options() const { return options_; }
   Index steps() const { return steps_; }
 
   void set_learning_rate(double lr) {
-    detail::require_option(lr >= 0 && std::isfinite(lr), lr, "Sgd: lr", "a finite number ≥ 0");
+    require_option(lr >= 0 && std::isfinite(lr), lr, "Sgd: lr", "a finite number ≥ 0");
     options_.lr = lr;
   }
 
   /// Moves the parameters of `trained`. Throws, with nothing changed, ShapeError if gradients or moments do not have its shapes and
   /// NonFiniteError if a gradient is not finite. Reads and writes the updated components only.
   void step(T& trained, const typename T::Gradients& gradients) {
-    detail::require_shapes(trained, gradients, "Sgd", momentum_);
+    require_shapes(trained, "Sgd: gradient of", gradients);
+    require_shapes(trained, "Sgd: moments of", momentum_);
     const double clip = detail::clip_factor(trained, gradients, options_.max_norm, "Sgd: step " + std::to_string(steps_));
     ++steps_;
     std::size_t index = 0;

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <concepts>
+#include <limits>
 #include <string>
 
 #include "dylora/core/error.hpp"
@@ -32,7 +33,7 @@ template <class T, class Optimizer, RankSampler Sampler, class MicroBatch>
   requires std::invocable<MicroBatch&, Index, RankSlice, double>
 double train_step(T& trained, Optimizer& optimizer, typename T::Gradients& gradients, Index micro_batches, const Sampler& sampler, Rng& rng,
                   MicroBatch&& micro_batch) {
-  detail::require_in_range(micro_batches, 1, std::numeric_limits<Index>::max(), "train_step: micro_batches");
+  require_in_range(micro_batches, 1, std::numeric_limits<Index>::max(), "train_step: micro_batches");
   const double weight = 1 / static_cast<double>(micro_batches);
   double sum = 0;
   set_zero(trained, gradients);

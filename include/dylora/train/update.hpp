@@ -23,18 +23,6 @@ enum class Update {
 
 namespace detail {
 
-/// Throws ShapeError unless gradients and moments are of the shapes of what is trained: looked at before anything is written.
-template <class T, class... Moments>
-void require_shapes(const T& trained, const typename T::Gradients& gradients, std::string_view who, const Moments&... moments) {
-  const std::string gradient = std::string(who) + ": gradient of", moment = std::string(who) + ": moments of";
-  T::zip_parameters(
-      [&](Parameter parameter, const auto& p, const auto& g, const auto&... m) {
-        require_gradient(g, p, parameter.rank_axis, gradient, parameter.name);
-        (require_gradient(m, p, parameter.rank_axis, moment, parameter.name), ...);
-      },
-      trained, gradients, moments...);
-}
-
 /// The factor that brings the global norm down to max_norm, as torch.nn.utils.clip_grad_norm_ computes it and never above 1; 1 if max_norm
 /// is 0. Throws NonFiniteError naming the parameter, nearest to the output, whose gradient holds a NaN or an infinity.
 template <class T>

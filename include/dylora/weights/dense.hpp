@@ -12,8 +12,8 @@ namespace dylora {
 
 /// A frozen weight that owns its matrix: y = W x + bias.
 ///
-/// `Storage` is Matrix<S> or RowMatrix<S>; move in what you have and nothing is copied. It converts from a bare matrix, so that a layer can
-/// be made from one: Linear<float> layer(W, {.max_rank = 8}, rng).
+/// `Storage` is Matrix<S> or RowMatrix<S>; move in what you have and nothing is copied. It converts from any Eigen matrix, map or expression,
+/// so that a layer can be made from one: Linear<float> layer(W, {.max_rank = 8}, rng).
 template <std::floating_point S, class Storage = Matrix<S>>
 struct DenseWeight {
   using Scalar = S;
@@ -23,9 +23,14 @@ struct DenseWeight {
 
   /// Throws ShapeError if W is empty or the bias does not have one element per row of it.
   DenseWeight(Storage W_, Vector<S> bias_ = {}) : W(std::move(W_)), bias(std::move(bias_)) {  // NOLINT(*-explicit-*)
-    if (bias.size() > 0) detail::require_equal(bias.size(), W.rows(), "DenseWeight: size of bias");
+    if (bias.size() > 0) require_equal(bias.size(), W.rows(), "DenseWeight: size of bias");
     (void)view();
   }
+
+  /// A copy of a matrix in the other order, of a map, or of an expression.
+  template <class M>
+    requires std::derived_from<M, Eigen::EigenBase<M>> && std::convertible_to<const M&, Storage>
+  DenseWeight(const M& W_) : DenseWeight(Storage(W_)) {}  // NOLINT(*-explicit-*)
 
   Index rows() const { return W.rows(); }
   Index cols() const { return W.cols(); }

@@ -2,6 +2,9 @@
 #define DYLORA_WEIGHTS_VIEW_HPP
 
 #include <concepts>
+#include <limits>
+#include <new>
+#include <string>
 
 #include "dylora/core/error.hpp"
 #include "dylora/core/product.hpp"
@@ -24,16 +27,32 @@ class WeightView {
   using Bias = Eigen::Map<const Vector<S>>;
 
   /// `values` holds out × in elements; `stride` is the distance between its columns (rows, if row-major), 0 for the tightest.
-  /// `bias` holds out elements, or is null for none. Throws ShapeError if the matrix is empty, null or narrower than its stride.
+  /// `bias` holds out elements, or is null for none. Throws ShapeError if the matrix is empty or null, std::invalid_argument if the
+  /// stride is less than a column.
   WeightView(const S* values, Index out, Index in, const S* bias = nullptr, Index stride = 0)
       : WeightView(mapped(values, out, in, stride), bias) {}
 
-  /// Of a matrix and a bias (with no elements for none) that live elsewhere.
-  WeightView(const Storage& values, const Vector<S>& bias)
-      : WeightView(Values(values.data(), values.rows(), values.cols(), Eigen::OuterStride<>(values.outerStride())),
-                   bias.size() > 0 ? bias.data() : nullptr) {
-    if (bias.size() > 0) detail::require_equal(bias.size(), rows(), "WeightView: size of bias");
+  /// Of a matrix, or of a block of one, that lives elsewhere: WeightView<float>(qkv.middleCols(64, 64)).
+  template <class Derived>
+    requires std::same_as<typename Derived::Scalar, S> && (bool(Derived::IsRowMajor) == bool(Storage::IsRowMajor))
+  explicit WeightView(const Eigen::MatrixBase<Derived>& values)
+      : WeightView(mapped(values.derived().data(), values.rows(), values.cols(), values.derived().outerStride()), nullptr) {
+    require_equal(values.derived().innerStride(), 1, "WeightView: inner stride of the block");
   }
+
+  /// The same with a bias of out elements, or of none.
+  template <class Derived>
+  WeightView(const Eigen::MatrixBase<Derived>& values, const Vector<S>& bias) : WeightView(values) {
+    if (bias.size() == 0) return;
+    require_equal(bias.size(), rows(), "WeightView: size of bias");
+    new (&bias_) Bias(bias.data(), bias.size());  // how Eigen points a map elsewhere
+  }
+
+  // What would be gone when the view is used.
+  explicit WeightView(Storage&&) = delete;
+  WeightView(Storage&&, const Vector<S>&) = delete;
+  template <class Derived>
+  WeightView(const Eigen::MatrixBase<Derived>&, Vector<S>&&) = delete;
 
   Index rows() const { return values_.rows(); }
   Index cols() const { return values_.cols(); }
@@ -42,8 +61,10 @@ class WeightView {
 
   /// y = W x + bias. 2·out·in·n flops.
   void apply(ConstMatrixRef<S> x, MatrixRef<S> y) const {
+    require_equal(x.rows(), cols(), "WeightView::apply: rows of x");
+    require_equal(y.rows(), rows(), "WeightView::apply: rows of y");
+    require_equal(y.cols(), x.cols(), "WeightView::apply: samples in y");
     if (bias_.size() == 0) return set_product(y, values_, x);
-    detail::require_equal(y.rows(), rows(), "WeightView::apply: rows of y");
     y.colwise() = bias_;
     add_product(y, values_, x);
   }
@@ -65,8 +86,7 @@ class WeightView {
   static Values mapped(const S* values, Index out, Index in, Index stride) {
     require_size(out, in);  // before Eigen sees it
     const Index tightest = inner_size(out, in);
-    detail::require_option(stride == 0 || stride >= tightest, static_cast<double>(stride), "WeightView: stride",
-                           "at least " + std::to_string(tightest) + " elements, or 0");
+    if (stride != 0) require_in_range(stride, tightest, std::numeric_limits<Index>::max(), "WeightView: stride");
     if (values == nullptr)
       throw ShapeError("WeightView: values: expected a pointer to " + std::to_string(out * in) + " elements, got null");
     return Values(values, out, in, Eigen::OuterStride<>(stride != 0 ? stride : tightest));
