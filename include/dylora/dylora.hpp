@@ -18,6 +18,7 @@
 #include "dylora/core/sequences.hpp"
 #include "dylora/core/types.hpp"
 #include "dylora/layers/attention.hpp"
+#include "dylora/layers/attention_heads.hpp"
 #include "dylora/layers/attention_kernel.hpp"
 #include "dylora/layers/key_value_cache.hpp"
 #include "dylora/layers/linear.hpp"

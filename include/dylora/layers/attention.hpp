@@ -1,21 +1,16 @@
 #ifndef DYLORA_LAYERS_ATTENTION_HPP
 #define DYLORA_LAYERS_ATTENTION_HPP
 
-#include <algorithm>
-#include <cmath>
 #include <concepts>
-#include <cstddef>
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 #include "dylora/core/buffer.hpp"
 #include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
-#include "dylora/core/parallel.hpp"
 #include "dylora/core/sequences.hpp"
-#include "dylora/layers/attention_kernel.hpp"
+#include "dylora/layers/attention_heads.hpp"
 #include "dylora/layers/key_value_cache.hpp"
 #include "dylora/layers/linear.hpp"
 
@@ -110,8 +105,9 @@ struct Attention {
     k.apply(x, rank, cache.k, cache.K.resize(k.out_features(), x.cols()));
     v.apply(x, rank, cache.v, cache.V.resize(v.out_features(), x.cols()));
     cache.sequences = sequences;
-    mix(cache);
-    o.apply(cache.context.view(), rank, cache.o, y);
+    auto context = cache.context.resize(q.out_features(), x.cols());
+    split().forward(sequences, cache.Q.view(), cache.K.view(), cache.V.view(), context, cache.logsumexp.resize(x.cols(), options.heads));
+    o.apply(context, rank, cache.o, y);
     cache.x.assign(x);
   }
 
@@ -146,11 +142,14 @@ struct Attention {
     auto d_context = gradients.d_context.resize(o.in_features(), dy.cols());
     d_context.setZero();
     o.add_backward(cache.context.view(), dy, cache.o, gradients.o, d_context);
-    mix_backward(cache, gradients);
+    auto dQ = gradients.dQ.resize(q.out_features(), dy.cols()), dK = gradients.dK.resize(k.out_features(), dy.cols());
+    auto dV = gradients.dV.resize(v.out_features(), dy.cols());
+    split().backward(cache.sequences, cache.Q.view(), cache.K.view(), cache.V.view(), cache.context.view(), cache.logsumexp.view(),
+                     d_context, gradients.dot.resize(dy.cols(), options.heads), dQ, dK, dV);
     dx.setZero();
-    q.add_backward(cache.x.view(), gradients.dQ.view(), cache.q, gradients.q, dx);
-    k.add_backward(cache.x.view(), gradients.dK.view(), cache.k, gradients.k, dx);
-    v.add_backward(cache.x.view(), gradients.dV.view(), cache.v, gradients.v, dx);
+    q.add_backward(cache.x.view(), dQ, cache.q, gradients.q, dx);
+    k.add_backward(cache.x.view(), dK, cache.k, gradients.k, dx);
+    v.add_backward(cache.x.view(), dV, cache.v, gradients.v, dx);
   }
 
   /// Generation: the outputs for the next tokens of one sequence, whose earlier keys and values are in `past`; theirs are appended.
@@ -167,16 +166,9 @@ struct Attention {
     q.apply(x, rank, fresh.q, fresh.Q.resize(q.out_features(), x.cols()));
     k.apply(x, rank, fresh.k, fresh.K.resize(k.out_features(), x.cols()));
     v.apply(x, rank, fresh.v, fresh.V.resize(v.out_features(), x.cols()));
-    const Index offset = past.length();
     past.append(fresh.K.view(), fresh.V.view());
     auto context = fresh.context.resize(q.out_features(), x.cols());
-    auto logsumexp = fresh.logsumexp.resize(x.cols(), options.heads);
-    const detail::AttentionShape shape{x.cols(), past.length(), offset, true};
-    const Index tiles = (x.cols() + detail::attention_tile - 1) / detail::attention_tile;
-    for_each_task(tiles * options.heads, work(x.cols(), past.length()), [&](Index task) {
-      const Index head = task % options.heads;
-      attend_tile(shape, task / options.heads, head, fresh.Q.view(), past.keys(), past.values(), context, logsumexp.col(head).data());
-    });
+    split().forward_last(fresh.Q.view(), past.keys(), past.values(), context, fresh.logsumexp.resize(x.cols(), options.heads));
     Matrix<S> y(out_features(), x.cols());
     o.apply(context, rank, fresh.o, y);
     return y;
@@ -222,76 +214,7 @@ struct Attention {
     require_equal(cache.logsumexp.cols(), options.heads, "Attention::backward: heads in the cache");
   }
 
-  S temperature() const { return static_cast<S>(1 / std::sqrt(static_cast<double>(head_dim()))); }
-  Index group() const { return options.heads / options.key_value_heads; }
-  double work(Index queries, Index keys) const {
-    return 2.0 * static_cast<double>(q.out_features()) * static_cast<double>(queries) * static_cast<double>(keys);
-  }
-  double work(const Sequences& sequences) const {
-    double sum = 0;
-    for (Index s = 0; s < sequences.count(); ++s) sum += work(sequences.length(s), sequences.length(s));
-    return sum;
-  }
-
-  template <class M>
-  auto head_rows(M&& matrix, Index head) const {
-    return matrix.middleRows(head * head_dim(), head_dim());
-  }
-
-  void attend_tile(const detail::AttentionShape& shape, Index tile, Index head, ConstMatrixRef<S> queries, ConstMatrixRef<S> keys,
-                   ConstMatrixRef<S> values, MatrixRef<S> context, S* logsumexp) const {
-    const Index query = tile * detail::attention_tile, group_head = head / group();
-    detail::attend<S>(shape, temperature(), query, std::min(detail::attention_tile, shape.queries - query), head_rows(queries, head),
-                      head_rows(keys, group_head), head_rows(values, group_head), head_rows(context, head), logsumexp);
-  }
-
-  /// context = the heads' outputs; a task owns one head of one tile of queries.
-  void mix(Cache& cache) const {
-    const Sequences& sequences = cache.sequences;
-    std::vector<std::pair<Index, Index>> tiles;  // sequence, tile of it
-    for (Index s = 0; s < sequences.count(); ++s) {
-      for (Index tile = 0; tile * detail::attention_tile < sequences.length(s); ++tile) tiles.emplace_back(s, tile);
-    }
-    auto context = cache.context.resize(q.out_features(), sequences.tokens());
-    auto logsumexp = cache.logsumexp.resize(sequences.tokens(), options.heads);
-    const auto queries = std::as_const(cache.Q).view(), keys = std::as_const(cache.K).view(), values = std::as_const(cache.V).view();
-    for_each_task(static_cast<Index>(tiles.size()) * options.heads, work(sequences), [&](Index task) {
-      const auto [s, tile] = tiles[static_cast<std::size_t>(task / options.heads)];
-      const Index head = task % options.heads, begin = sequences.begin(s), n = sequences.length(s);
-      attend_tile({n, n, 0, options.causal}, tile, head, queries.middleCols(begin, n), keys.middleCols(begin, n),
-                  values.middleCols(begin, n), context.middleCols(begin, n), logsumexp.col(head).data() + begin);
-    });
-  }
-
-  /// From d_context to dQ, dK and dV; a task owns one key/value head of one sequence, with all the query heads that share it.
-  void mix_backward(const Cache& cache, Gradients& gradients) const {
-    const Sequences& sequences = cache.sequences;
-    const Index tokens = sequences.tokens();
-    auto dQ = gradients.dQ.resize(q.out_features(), tokens), dK = gradients.dK.resize(k.out_features(), tokens);
-    auto dV = gradients.dV.resize(v.out_features(), tokens), dot = gradients.dot.resize(tokens, options.heads);
-    dQ.setZero();
-    dK.setZero();
-    dV.setZero();
-    const auto queries = cache.Q.view(), keys = cache.K.view(), values = cache.V.view(), context = cache.context.view();
-    const auto logsumexp = cache.logsumexp.view();
-    const auto d_context = gradients.d_context.view();
-    for_each_task(sequences.count() * options.key_value_heads, 2.5 * work(sequences), [&](Index task) {
-      const Index s = task / options.key_value_heads, group_head = task % options.key_value_heads;
-      const Index begin = sequences.begin(s), n = sequences.length(s);
-      for (Index head = group_head * group(); head < (group_head + 1) * group(); ++head) {
-        const auto of_head = [&](auto& matrix, Index row) { return head_rows(matrix, row).middleCols(begin, n); };
-        S* const query_dots = dot.col(head).data() + begin;
-        for (Index i = 0; i < n; ++i) {
-          query_dots[i] = 0;
-          for (Index r = head * head_dim(); r < (head + 1) * head_dim(); ++r)
-            query_dots[i] += context(r, begin + i) * d_context(r, begin + i);
-        }
-        detail::attend_backward<S>({n, n, 0, options.causal}, temperature(), of_head(queries, head), of_head(keys, group_head),
-                                   of_head(values, group_head), logsumexp.col(head).data() + begin, query_dots, of_head(d_context, head),
-                                   of_head(dQ, head), of_head(dK, group_head), of_head(dV, group_head));
-      }
-    });
-  }
+  detail::AttentionHeads<S> split() const { return {options.heads, options.key_value_heads, head_dim(), options.causal}; }
 };
 
 }  // namespace dylora
