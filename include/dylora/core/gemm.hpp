@@ -93,9 +93,9 @@ template <class S, int vectors, bool accumulate, Index step>
 void multiply_tile(Index depth, LeftPanel<S> lhs, RightPanel<S, step> rhs, S scale, S* dst, Index stride) {
   Pack<S> sum[tile_cols][vectors];
 #pragma GCC unroll 8
-  for (int j = 0; j < tile_cols; ++j) {
+  for (auto& column : sum) {
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) sum[j][v] = zero<S>();
+    for (auto& pack : column) pack = zero<S>();
   }
   for (Index k = 0; k < depth; ++k) {
     Pack<S> column[vectors];
