@@ -147,9 +147,8 @@ struct LowRank {
   /// The slice that a call computes with. A and B are public, hence the look at both.
   RankSlice checked(RankSlice rank, std::string_view what) const {
     require_equal(B.cols(), A.rows(), "LowRank: columns of B (rank) against rows of A");
-    if (max_rank() == 0) return RankSlice::none();
     require_rank(rank, max_rank(), what);
-    return rank;
+    return max_rank() == 0 ? RankSlice::none() : rank;
   }
 
   void require_alpha() const {

@@ -33,6 +33,8 @@ template <class S>
 inline constexpr Index rows_block = 5 * tile_rows<S>;  // a packed left block of at most 240 KiB stays in L2
 inline constexpr Index cols_block = 480;               // a multiple of every tile_cols; a packed right block of at most 960 KiB
 
+inline Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
+
 /// One vector register.
 #if defined(__GNUC__)
 template <class S>
@@ -127,7 +129,7 @@ void multiply_tile(Index depth, LeftPanel<S> lhs, RightPanel<S, step> rhs, S sca
 template <Index width, Index unit, class S>
 void pack_panels(const Operand<S>& from, Index row, Index rows, Index k, Index depth, S* to) {
   for (Index i = 0; i < rows; i += width) {
-    const Index used = std::min(width, rows - i), padded = (used + unit - 1) / unit * unit;
+    const Index used = std::min(width, rows - i), padded = round_up(used, unit);
     const S* source = from.at(row + i, k);
     if (used < padded) std::fill_n(to, padded * depth, S(0));
     if (from.row_stride == 1) {
@@ -150,10 +152,9 @@ struct PackingMemory {
 
   static PackingMemory& of_this_thread(Index rows, Index cols, Index depth) {
     thread_local PackingMemory memory;
-    const auto padded = [](Index n, Index unit) { return (n + unit - 1) / unit * unit; };
     depth = std::min(depth, depth_block);
-    const Index left = std::min(rows_block<S>, padded(rows, lanes<S>)) * depth;
-    const Index right = std::min(cols_block, padded(cols, tile_cols)) * depth;
+    const Index left = std::min(rows_block<S>, round_up(rows, lanes<S>)) * depth;
+    const Index right = std::min(cols_block, round_up(cols, tile_cols)) * depth;
     if (memory.left.size() < left) memory.left.resize(left);
     if (memory.right.size() < right) memory.right.resize(right);
     return memory;
@@ -206,8 +207,7 @@ void gemm_serial(Index rows, Index cols, Index depth, S scale, const Operand<S>&
         if (!direct_left) pack_panels<tile_rows<S>, lanes<S>>(lhs, i, tall, k, deep, memory.left.data());
         const auto left = [&](Index row) -> LeftPanel<S> {
           if (direct_left) return {lhs.at(i + row, k), lhs.col_stride};
-          const Index padded = (std::min(tile_rows<S>, tall - row) + lanes<S> - 1) / lanes<S> * lanes<S>;
-          return {memory.left.data() + row * deep, padded};
+          return {memory.left.data() + row * deep, round_up(std::min(tile_rows<S>, tall - row), lanes<S>)};
         };
         const auto multiply = [&]<bool add, Index step>(Index col, const RightPanel<S, step>& right) {
           multiply_column<S, add>(tall, std::min<Index>(tile_cols, wide - col), deep, left, right, scale, dst + i + (j + col) * stride,

@@ -25,8 +25,7 @@ struct RankSlice {
   Index trainable_from = 0;
 
   /// Throws std::invalid_argument unless 1 ≤ active and 0 ≤ trainable_from < active; the adapter checks active ≤ max_rank.
-  constexpr RankSlice(Index active_, Index trainable_from_ = 0)
-      : active(active_), trainable_from(trainable_from_) {  // NOLINT(*-explicit-*)
+  constexpr RankSlice(Index active_, Index trainable_from_ = 0) : active(active_), trainable_from(trainable_from_) {
     if (active < 1) {
       throw std::invalid_argument("rank: expected at least 1 (RankSlice::none() runs without the adapter), got " + std::to_string(active));
     }
@@ -46,9 +45,9 @@ struct RankSlice {
   constexpr RankSlice() : active(0) {}
 };
 
-/// Throws std::invalid_argument if the rank is above max_rank.
+/// Throws std::invalid_argument if the rank is above max_rank, where 0 means that there is no adapter and any rank will do.
 inline void require_rank(RankSlice rank, Index max_rank, std::string_view what) {
-  if (rank.active > max_rank) {
+  if (max_rank > 0 && rank.active > max_rank) {
     throw std::invalid_argument(std::string(what) + ": rank: expected at most max_rank = " + std::to_string(max_rank) + ", got " +
                                 std::to_string(rank.active));
   }

@@ -3,7 +3,6 @@
 
 #include <concepts>
 #include <string>
-#include <string_view>
 #include <utility>
 
 #include "dylora/core/buffer.hpp"
@@ -99,7 +98,7 @@ struct Attention {
   void forward(ConstMatrixRef<S> x, const Sequences& sequences, RankSlice rank, Cache& cache, MatrixRef<S> y) const {
     require_samples(x.cols(), "Attention::forward: x");
     require_equal(x.cols(), sequences.tokens(), "Attention::forward: tokens in x, against the sequences");
-    check_rank(rank, "Attention::forward");
+    require_rank(rank, max_rank(), "Attention::forward");
     cache.x.resize(in_features(), 0);  // if this call throws, the cache counts as not filled
     q.apply(x, rank, cache.q, cache.Q.resize(q.out_features(), x.cols()));
     k.apply(x, rank, cache.k, cache.K.resize(k.out_features(), x.cols()));
@@ -161,7 +160,7 @@ struct Attention {
     if (!options.causal)
       throw std::invalid_argument("Attention::extend: expected a causal attention; without it every token sees the future");
     require_samples(x.cols(), "Attention::extend: x");
-    check_rank(rank, "Attention::extend");
+    require_rank(rank, max_rank(), "Attention::extend");
     Cache fresh;
     q.apply(x, rank, fresh.q, fresh.Q.resize(q.out_features(), x.cols()));
     k.apply(x, rank, fresh.k, fresh.K.resize(k.out_features(), x.cols()));
@@ -180,7 +179,7 @@ struct Attention {
       a.merged(rank), b.merged(rank), c.merged(rank), d.merged(rank);
     }
   {
-    check_rank(rank, "Attention::merged");
+    require_rank(rank, max_rank(), "Attention::merged");
     using Merged = FrozenLinear<S>;
     return Attention<S, Merged>(Merged(q.merged(rank)), Merged(k.merged(rank)), Merged(v.merged(rank)), Merged(o.merged(rank)), options);
   }
@@ -197,10 +196,6 @@ struct Attention {
   static Sequences one_sequence(const ConstMatrixRef<S>& x) {
     require_samples(x.cols(), "Attention::forward: x");
     return Sequences::equal(1, x.cols());
-  }
-
-  void check_rank(RankSlice rank, std::string_view what) const {
-    if (max_rank() > 0) require_rank(rank, max_rank(), what);
   }
 
   /// Refuses a cache that an attention of other shapes filled.

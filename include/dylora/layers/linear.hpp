@@ -109,7 +109,7 @@ struct Linear {
 
   /// forward for a caller that keeps x itself, as composite layers do: y (out × n) is overwritten, the cache holds no copy of x.
   void apply(ConstMatrixRef<S> x, RankSlice rank, ProjectionCache& cache, MatrixRef<S> y) const {
-    if (max_rank() > 0) require_rank(rank, max_rank(), "Linear::forward");
+    require_rank(rank, max_rank(), "Linear::forward");
     require_equal(x.rows(), in_features(), "Linear::forward: rows of x");
     require_samples(x.cols(), "Linear::forward: x");
     require_equal(y.rows(), out_features(), "Linear::forward: rows of y");

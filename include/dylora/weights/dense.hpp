@@ -22,7 +22,7 @@ struct DenseWeight {
   Vector<S> bias;  // out, or no elements
 
   /// Throws ShapeError if W is empty or the bias does not have one element per row of it.
-  DenseWeight(Storage W_, Vector<S> bias_ = {}) : W(std::move(W_)), bias(std::move(bias_)) {  // NOLINT(*-explicit-*)
+  DenseWeight(Storage W_, Vector<S> bias_ = {}) : W(std::move(W_)), bias(std::move(bias_)) {
     if (bias.size() > 0) require_equal(bias.size(), W.rows(), "DenseWeight: size of bias");
     (void)view();
   }
@@ -30,7 +30,7 @@ struct DenseWeight {
   /// A copy of a matrix in the other order, of a map, or of an expression.
   template <class M>
     requires std::derived_from<M, Eigen::EigenBase<M>> && std::convertible_to<const M&, Storage>
-  DenseWeight(const M& W_) : DenseWeight(Storage(W_)) {}  // NOLINT(*-explicit-*)
+  DenseWeight(const M& W_) : DenseWeight(Storage(W_)) {}
 
   Index rows() const { return W.rows(); }
   Index cols() const { return W.cols(); }
