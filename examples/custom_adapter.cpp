@@ -13,8 +13,8 @@ struct RandomBasis {
     Gradient<Vector<S>> gain;
   };
   struct Cache {
-    RankSlice rank = RankSlice::none();
-    Matrix<S> h;  // A_b x
+    BatchRanks ranks = RankSlice::none();
+    Matrix<S> h;  // A_b x, b the rank of each column
   };
 
   Matrix<S> A, B;
@@ -25,24 +25,31 @@ struct RandomBasis {
 
   Index in_features() const { return A.cols(); }
   Index out_features() const { return B.rows(); }
-  Index max_rank() const { return gain.size(); }
+  Index max_rank() const { return A.rows(); }
 
-  void add_forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache, MatrixRef<S> y) const {
-    const Index b = rank.active;
-    cache = {rank, Matrix<S>(b, x.cols())};
-    set_product(cache.h, A.topRows(b), x);
-    const Matrix<S> scaled = B.leftCols(b) * gain.head(b).asDiagonal();
-    add_product(y, scaled, cache.h);
+  // A batch may hold columns of several ranks: each run of them is computed by itself.
+  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    cache.ranks = ranks.at_most(gain.size());  // fewer gains than max_rank if they were cut
+    cache.h.resize(max_rank(), x.cols());
+    cache.ranks.for_each_run(x.cols(), [&](Index begin, Index n, RankSlice rank) {
+      const Index b = rank.active;
+      auto h = cache.h.block(0, begin, b, n);
+      set_product(h, A.topRows(b), x.middleCols(begin, n));
+      const Matrix<S> scaled = B.leftCols(b) * gain.head(b).asDiagonal();
+      add_product(y.middleCols(begin, n), scaled, h);
+    });
   }
 
   void add_backward(ConstMatrixRef<S> /*x*/, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    const Index b = cache.rank.active, t = cache.rank.trainable_from;
-    Matrix<S> dh(b, dy.cols());
-    set_product(dh, B.leftCols(b).transpose(), dy);
-    for (Index i = t; i < b; ++i) gradients.gain[i] += dh.row(i).dot(cache.h.row(i));
-    gradients.gain.components.insert(cache.rank);
-    dh.array().colwise() *= gain.head(b).array();
-    add_product(dx, A.topRows(b).transpose(), dh);
+    cache.ranks.for_each_run(dy.cols(), [&](Index begin, Index n, RankSlice rank) {
+      const Index b = rank.active, t = rank.trainable_from;
+      Matrix<S> dh(b, n);
+      set_product(dh, B.leftCols(b).transpose(), dy.middleCols(begin, n));
+      for (Index i = t; i < b; ++i) gradients.gain[i] += dh.row(i).dot(cache.h.row(i).segment(begin, n));
+      gradients.gain.components.insert(rank);
+      dh.array().colwise() *= gain.head(b).array();
+      add_product(dx.middleCols(begin, n), A.topRows(b).transpose(), dh);
+    });
   }
 
   template <class F, class... T>
@@ -76,7 +83,7 @@ int main() {
   auto gradients = zeros_like(layer);
   AdamW optimizer(layer, {.lr = 2e-2});
   for (int step = 0; step < 500; ++step) {
-    train_step(layer, optimizer, gradients, 1, UniformRank{1, 6}, rng, [&](Index, RankSlice rank, double) {
+    train_step(layer, optimizer, gradients, FreshRanks{UniformRank{1, 6}}(step, rng), [&](Index, RankSlice rank, double) {
       const auto loss = mse(layer.forward(x, rank, cache), target);
       layer.backward(loss.gradient, cache, gradients);
       return loss.value;

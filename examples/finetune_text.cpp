@@ -26,7 +26,7 @@ namespace {
 using namespace dylora;
 
 using Model = gpt::Gpt<float>;
-using Sampler = std::function<RankSlice(Rng&)>;
+using Plan = std::function<StepRanks(Index, Rng&)>;
 
 const std::map<std::string, ScaleRule> scale_rules{
     {"rank", alpha_over_rank}, {"sqrt-rank", alpha_over_sqrt_rank}, {"max-rank", alpha_over_max_rank}};
@@ -43,10 +43,10 @@ struct Options {
 
   Index max_rank = 8, min_rank = 0, unit = 1;
   double alpha = 16, geometric_p = 0.25;
-  std::string scale = "rank", sampler = "uniform", mode = "nested", targets = "qkvom";
+  std::string scale = "max-rank", sampler = "recommended", mode = "nested", targets = "qkvom";
 
   Index steps = 800, batch = 32, accumulation = 1, warmup = 40, validation = 256;
-  double lr = 4e-3, weight_decay = 0, max_norm = 1;
+  double lr = 1.2e-2, weight_decay = 0, max_norm = 1;
   std::string decay = "cosine", update = "active-only";
 
   std::string prompt = "This License ";
@@ -77,8 +77,11 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--alpha", o.alpha, "Numerator of the scale")->check(CLI::PositiveNumber);
   app.add_option("--scale", o.scale, "Denominator of the scale: the rank, its root, or the maximal rank")
       ->check(CLI::IsMember(scale_rules));
-  app.add_option("--sampler", o.sampler, "How ranks are drawn; fixed trains --max-rank alone, which is LoRA")
-      ->check(CLI::IsMember({"uniform", "geometric", "fixed"}));
+  app.add_option(
+         "--sampler", o.sampler,
+         "How ranks are drawn: one per micro-batch (uniform, as the paper, or geometric), several for parts of each (sandwich, every, "
+         "recommended), or --max-rank alone, which is LoRA (fixed)")
+      ->check(CLI::IsMember({"recommended", "uniform", "geometric", "sandwich", "every", "fixed"}));
   app.add_option("--geometric-p", o.geometric_p, "The geometric sampler's p")->check(CLI::Range(0.0, 1.0));
   app.add_option("--unit", o.unit, "Components in a block; ranks are multiples of it")->check(CLI::PositiveNumber);
   app.add_option("--mode", o.mode, "Whether all active components learn or the newest block only")
@@ -87,7 +90,7 @@ void declare(CLI::App& app, Options& o) {
 
   app.add_option("--steps", o.steps, "Steps of adaptation")->check(CLI::PositiveNumber);
   app.add_option("--batch", o.batch, "Windows in a micro-batch")->check(CLI::PositiveNumber);
-  app.add_option("--accumulation", o.accumulation, "Micro-batches in a step, each at a rank of its own")->check(CLI::PositiveNumber);
+  app.add_option("--accumulation", o.accumulation, "Micro-batches in a step, each at ranks of its own")->check(CLI::PositiveNumber);
   app.add_option("--lr", o.lr, "Learning rate of adaptation")->check(CLI::NonNegativeNumber);
   app.add_option("--decay", o.decay, "Learning-rate schedule")->check(CLI::IsMember(decays));
   app.add_option("--warmup", o.warmup, "Steps of warm-up")->check(CLI::NonNegativeNumber);
@@ -108,16 +111,31 @@ void declare(CLI::App& app, Options& o) {
   }
 }
 
-/// Ranks min..max in whole units, drawn as the options say.
-Sampler make_sampler(const Options& o) {
+/// Which ranks a micro-batch works at, as the options say.
+Plan make_plan(const Options& o) {
   if (o.min_rank % o.unit != 0 || o.max_rank % o.unit != 0 || o.min_rank > o.max_rank) {
     throw std::invalid_argument("--min-rank and --max-rank: expected multiples of --unit " + std::to_string(o.unit) +
                                 " in that order, got " + std::to_string(o.min_rank) + " and " + std::to_string(o.max_rank));
   }
   const Index lowest = o.sampler == "fixed" ? o.max_rank / o.unit : std::max<Index>(1, o.min_rank / o.unit), highest = o.max_rank / o.unit;
-  const auto in_units = [&](auto sampler) -> Sampler {
-    if (o.mode == "frozen") return BlockRank{FrozenPrefix{sampler}, o.unit};
-    return BlockRank{sampler, o.unit};
+  if (o.sampler == "recommended" || o.sampler == "sandwich" || o.sampler == "every") {
+    if (o.unit != 1 || o.mode != "nested" || (o.sampler == "recommended" && lowest != 1)) {
+      throw std::invalid_argument("--sampler " + o.sampler + ": expected --unit 1 and --mode nested" +
+                                  (o.sampler == "recommended" ? ", and ranks from 1 on" : "") + ", got --unit " + std::to_string(o.unit) +
+                                  ", --mode " + o.mode + " and ranks from " + std::to_string(lowest) + " on");
+    }
+    const Index parts = o.sampler == "sandwich" ? 4 : o.sampler == "every" ? highest - lowest + 1 : 6;
+    if (o.batch < parts) {
+      throw std::invalid_argument("--batch: expected at least " + std::to_string(parts) + " windows for --sampler " + o.sampler +
+                                  ", one for each part, got " + std::to_string(o.batch));
+    }
+    if (o.sampler == "sandwich") return Sandwich{lowest, highest};
+    if (o.sampler == "every") return EveryRank{lowest, highest};
+    return recommended_plan(highest, o.steps);
+  }
+  const auto in_units = [&](auto sampler) -> Plan {
+    if (o.mode == "frozen") return FreshRanks{BlockRank{FrozenPrefix{sampler}, o.unit}};
+    return FreshRanks{BlockRank{sampler, o.unit}};
   };
   if (o.sampler == "geometric") return in_units(GeometricRank{lowest, highest, o.geometric_p});
   return in_units(UniformRank{lowest, highest});
@@ -129,12 +147,6 @@ gpt::Targets make_targets(const std::string& letters) {
   }
   const auto has = [&](char letter) { return letters.find(letter) != std::string::npos; };
   return {.q = has('q'), .k = has('k'), .v = has('v'), .o = has('o'), .mlp = has('m')};
-}
-
-/// The licence texts that every Debian system carries, else the project's own.
-std::vector<std::string> default_text() {
-  const std::string system = "/usr/share/common-licenses";
-  return {std::filesystem::is_directory(system) ? system : std::string(DYLORA_LICENSE_FILE)};
 }
 
 void print_sample(const Model& model, const Options& o, RankSlice rank) {
@@ -151,7 +163,7 @@ struct Training {
   std::string stopped;  // why it ended early, if it did
 };
 
-Training train(Model& model, const Options& o, const Sampler& sampler, const text::Corpus& corpus, Model::Cache& cache) {
+Training train(Model& model, const Options& o, const Plan& plan, const text::Corpus& corpus, Model::Cache& cache) {
   Rng data_rng(o.seed + 1), rank_rng(o.seed + 2);
   auto gradients = zeros_like(model), current = gradients, good = gradients;  // good: the last parameters seen to give a finite loss
   save_parameters(model, good);
@@ -169,12 +181,17 @@ Training train(Model& model, const Options& o, const Sampler& sampler, const tex
       Index shown = 0;
       save_parameters(model, current);
       optimizer.set_learning_rate(schedule(step));
-      const double loss =
-          train_step(model, optimizer, gradients, o.accumulation, sampler, rank_rng, [&](Index, RankSlice rank, double weight) {
-            text::random_batch(corpus.training, o.batch, o.context, data_rng, batch);
-            shown = rank.active;
-            return text::loss_and_gradients(model, batch, rank, weight, cache, gradients);
-          });
+      const double loss = train_step(model, optimizer, gradients, [&] {
+        double sum = 0;
+        for (Index i = 0; i < o.accumulation; ++i) {
+          text::random_batch(corpus.training, o.batch, o.context, data_rng, batch);
+          auto groups = divide(plan(step, rank_rng), o.batch);
+          shown = groups.size() == 1 ? groups.front().rank.active : 0;
+          for (RankGroup& group : groups) group.weight /= static_cast<double>(o.accumulation);
+          sum += text::loss_and_gradients(model, batch, groups, cache, gradients);
+        }
+        return sum / static_cast<double>(o.accumulation);
+      });
       std::swap(current, good);
       progress.update(step, loss, shown);
     }
@@ -209,7 +226,7 @@ nlohmann::json used_options(const CLI::App& app) {
 }
 
 int run(const Options& o, const CLI::App& app) {
-  const std::vector<std::string> text_paths = o.text.empty() ? default_text() : o.text;
+  const std::vector<std::string> text_paths = o.text.empty() ? text::default_text(DYLORA_LICENSE_FILE) : o.text;
   if (o.width % o.heads != 0) {
     throw std::invalid_argument("--heads: expected a divisor of --width " + std::to_string(o.width) + ", got " + std::to_string(o.heads));
   }
@@ -218,7 +235,7 @@ int run(const Options& o, const CLI::App& app) {
   }
   if (o.sample_length > 0 && o.prompt.empty()) throw std::invalid_argument("--prompt: expected at least one byte to continue, got none");
   if (!o.json.empty() && !std::ofstream(o.json, std::ios::app)) throw std::runtime_error("cannot write " + o.json);  // before the work
-  const Sampler sampler = make_sampler(o);
+  const Plan plan = make_plan(o);
   const gpt::Targets targets = make_targets(o.targets);
   text::use_threads(o.threads);
 
@@ -241,7 +258,7 @@ int run(const Options& o, const CLI::App& app) {
   std::printf("%td parameters, of which %td are trained; validation loss of the base %.4f\n", parameters, parameter_count(model),
               base_loss);
 
-  const Training training = train(model, o, sampler, target, cache);
+  const Training training = train(model, o, plan, target, cache);
 
   std::printf("\n rank   validation loss   bits per byte\n");
   nlohmann::json ranks = nlohmann::json::array();

@@ -40,19 +40,19 @@ struct Block {
   Linear fc, proj;
 
   /// x (width × tokens) is updated in place.
-  void forward(dylora::MatrixRef<S> x, const dylora::Sequences& sequences, dylora::RankSlice rank, Cache& cache,
+  void forward(dylora::MatrixRef<S> x, const dylora::Sequences& sequences, const dylora::BatchRanks& ranks, Cache& cache,
                Workspace& workspace) const {
     auto branch = workspace.branch.resize(x.rows(), x.cols());
     auto norm = cache.mlp_input.resize(x.rows(), x.cols());
     attention_norm.forward(x, cache.attention_norm, norm);
-    attention.forward(norm, sequences, rank, cache.attention, branch);
+    attention.forward(norm, sequences, ranks, cache.attention, branch);
     x += branch;
 
     mlp_norm.forward(x, cache.mlp_norm, norm);
     auto u = cache.u.resize(fc.out_features(), x.cols()), a = cache.a.resize(fc.out_features(), x.cols());
-    fc.apply(norm, rank, cache.fc, u);
+    fc.apply(norm, ranks, cache.fc, u);
     gelu<S>(u, a);
-    proj.apply(a, rank, cache.proj, branch);
+    proj.apply(a, ranks, cache.proj, branch);
     x += branch;
   }
 

@@ -30,7 +30,7 @@ struct DenseLinear {
   Index out_features() const { return W.rows(); }
   Index max_rank() const { return 0; }
 
-  void apply(dylora::ConstMatrixRef<S> x, dylora::RankSlice /*rank*/, ProjectionCache& /*cache*/, dylora::MatrixRef<S> y) const {
+  void apply(dylora::ConstMatrixRef<S> x, const dylora::BatchRanks& /*ranks*/, ProjectionCache& /*cache*/, dylora::MatrixRef<S> y) const {
     dylora::WeightView<S>(W, bias).apply(x, y);
   }
 

@@ -58,16 +58,16 @@ struct Gpt {
 
   /// The largest rank that forward accepts; 0 if no projection has an adapter.
   Index max_rank() const {
-    Index common = 0;
+    Index largest = 0;
     for (const auto& block : blocks) {
-      common = dylora::common_max_rank({common, block.attention.max_rank(), block.fc.max_rank(), block.proj.max_rank()});
+      largest = std::max({largest, block.attention.max_rank(), block.fc.max_rank(), block.proj.max_rank()});
     }
-    return common;
+    return largest;
   }
 
   /// cache.logits column i predicts the token after tokens[i].
   /// Throws std::invalid_argument for a token outside the vocabulary, ShapeError for a sequence longer than the context.
-  void forward(std::span<const Index> tokens, const dylora::Sequences& sequences, dylora::RankSlice rank, Cache& cache) const {
+  void forward(std::span<const Index> tokens, const dylora::Sequences& sequences, const dylora::BatchRanks& ranks, Cache& cache) const {
     dylora::require_equal(static_cast<Index>(tokens.size()), sequences.tokens(), "Gpt::forward: number of tokens, against the sequences");
     cache.tokens.assign(tokens.begin(), tokens.end());
     cache.sequences = sequences;
@@ -77,7 +77,7 @@ struct Gpt {
             x.middleCols(sequences.begin(s), sequences.length(s)));
     }
     cache.blocks.resize(blocks.size());
-    for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i].forward(x, sequences, rank, cache.blocks[i], cache.workspace);
+    for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i].forward(x, sequences, ranks, cache.blocks[i], cache.workspace);
     auto normed = cache.normed.resize(config.width, sequences.tokens());
     final_norm.forward(x, cache.final_norm, normed);
     dylora::set_product(cache.logits.resize(config.vocabulary, sequences.tokens()), output_embedding().transpose(), normed);

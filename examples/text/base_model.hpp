@@ -95,14 +95,12 @@ inline BaseModel pretrain(const PretrainOptions& options, const Corpus& corpus) 
   const dylora::Schedule schedule(dylora::Decay::cosine,
                                   {.peak = options.lr, .steps = options.steps, .warmup_steps = options.steps / 20, .final_fraction = 0.05});
   Progress progress("pretraining", options.steps, options.batch * options.config.context);
-  const auto no_rank = [](dylora::Rng&) { return dylora::RankSlice::none(); };
   Batch batch;
   for (Index step = 0; step < options.steps; ++step) {
     random_batch(corpus.training, options.batch, options.config.context, rng, batch);
     optimizer.set_learning_rate(schedule(step));
-    const double loss = dylora::train_step(model, optimizer, gradients, 1, no_rank, rng, [&](Index, dylora::RankSlice rank, double weight) {
-      return loss_and_gradients(model, batch, rank, weight, cache, gradients);
-    });
+    const double loss = dylora::train_step(
+        model, optimizer, gradients, [&] { return loss_and_gradients(model, batch, dylora::RankSlice::none(), 1, cache, gradients); });
     progress.update(step, loss, 0);
   }
   return model;

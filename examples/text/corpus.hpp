@@ -80,6 +80,12 @@ inline Corpus read_corpus(const std::vector<std::string>& paths, Index context) 
   return corpus;
 }
 
+/// What there is to adapt to on any machine: the licence texts that every Debian system carries, elsewhere `fallback`.
+inline std::vector<std::string> default_text(const std::string& fallback) {
+  const std::string system = "/usr/share/common-licenses";
+  return {std::filesystem::is_directory(system) ? system : fallback};
+}
+
 /// FNV-1a, to recognise what a file was made from.
 inline std::uint64_t checksum(const char* bytes, std::size_t size, std::uint64_t hash = 0xcbf29ce484222325u) {
   for (std::size_t i = 0; i < size; ++i) hash = (hash ^ static_cast<unsigned char>(bytes[i])) * 0x100000001b3u;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <dylora/dylora.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,29 @@ double loss_and_gradients(const Model& model, const Batch& batch, dylora::RankSl
   }
   model.backward(logits, cache, gradients);
   return loss;
+}
+
+/// The same with the batch divided into groups of windows, each at its rank and with its weight, in one forward and one backward. Returns the
+/// mean over the groups by their weights.
+template <class Model>
+double loss_and_gradients(const Model& model, const Batch& batch, const std::vector<dylora::RankGroup>& groups,
+                          typename Model::Cache& cache, typename Model::Gradients& gradients) {
+  using S = typename Model::Scalar;
+  model.forward(batch.tokens, batch.sequences, dylora::batch_ranks(groups, batch.sequences), cache);
+  auto logits = cache.logits.view();
+  double sum = 0, weights = 0;
+  for (const dylora::RankGroup& group : groups) {
+    const Index begin = batch.sequences.begin(group.first), end = batch.sequences.begin(group.first + group.count);
+    auto part = logits.middleCols(begin, end - begin);
+    const auto targets = std::span(batch.targets).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+    sum += group.weight * dylora::cross_entropy<S>(part, targets, part, {.weight = group.weight});
+    weights += group.weight;
+  }
+  if (!std::isfinite(sum)) {
+    throw dylora::NonFiniteError("output of " + model.first_non_finite(cache) + ": expected finite numbers, got a NaN or an infinity");
+  }
+  model.backward(logits, cache, gradients);
+  return sum / weights;
 }
 
 /// The mean next-byte loss over `batches` at `rank`, in nats.

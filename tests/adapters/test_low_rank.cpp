@@ -1,8 +1,10 @@
 #include "dylora/adapters/low_rank.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "dylora/core/adapter_ranks.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"
 
@@ -62,6 +64,52 @@ TEMPLATE_TEST_CASE("a low-rank adapter is linear in alpha under every scale rule
       CHECK(same_bits(values<LowRank<S>>(four.gradients), Vector<S>(4 * values<LowRank<S>>(one.gradients))));
     }
   }
+}
+
+TEMPLATE_TEST_CASE("a low-rank adapter that was cut keeps its scales under every rule", "", float, double) {
+  using S = TestType;
+  const Matrix<S> x = noise<S>(9, 4, 3), dy = noise<S>(7, 4, 4);
+  for (const ScaleRule rule : {alpha_over_rank, alpha_over_sqrt_rank, alpha_over_max_rank, cubed}) {
+    const LowRank<S> whole = trained<S>({.max_rank = 5, .alpha = 3, .scale = rule});
+    for (Index components = 1; components <= 5; ++components) {
+      LowRank<S> cut = whole;
+      truncate(cut, components);
+      CHECK(cut.max_rank() == 5);
+      CHECK(cut.components() == components);
+      for (Index b = 1; b <= 5; ++b) {
+        const Index used = std::min(b, components);
+        const auto got = run(cut, x, dy, b), expected = run(whole, x, dy, used);
+        CHECK(same_bits(got.y, expected.y));
+        CHECK(same_bits(got.dx, expected.dx));
+        CHECK(same_bits(values<LowRank<S>>(got.gradients), values<LowRank<S>>(expected.gradients, 0, components)));
+        CHECK(same_bits(cut.delta(b), whole.delta(used)));
+      }
+    }
+  }
+}
+
+TEST_CASE("factors of more components than the largest rank are refused") {
+  LowRank<float> adapter = trained<float>({.max_rank = 3});
+  adapter.options.max_rank = 2;
+  LowRank<float>::Cache cache;
+  Matrix<float> y = Matrix<float>::Zero(7, 4);
+  CHECK_THROWS_SAYING(std::invalid_argument, adapter.add_forward(noise<float>(9, 4, 3), 2, cache, y), "LowRank: components", "max_rank",
+                      "[0, 2]", "got 3");
+  CHECK_THROWS_SAYING(std::invalid_argument, adapter.delta(2), "LowRank: components", "[0, 2]", "got 3");
+  CHECK(y.isZero(0));
+}
+
+TEST_CASE("an adapter cut to nothing refuses a cache from before") {
+  const LowRank<float> whole = trained<float>({.max_rank = 3});
+  LowRank<float> cut = whole;
+  truncate(cut, 0);
+  const Matrix<float> x = noise<float>(9, 4, 3), dy = noise<float>(7, 4, 4);
+  LowRank<float>::Cache cache;
+  Matrix<float> y = Matrix<float>::Zero(7, 4), dx = Matrix<float>::Zero(9, 4);
+  whole.add_forward(x, 3, cache, y);
+  auto gradients = zeros_like(cut);
+  CHECK_THROWS_AS(cut.add_backward(x, dy, cache, gradients, dx), std::invalid_argument);
+  CHECK(dx.isZero(0));
 }
 
 TEST_CASE("a user's scale rule sees alpha and the rank and the largest rank") {

@@ -6,11 +6,15 @@
 #include <utility>
 #include <vector>
 
+#include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/rank_sampler.hpp"
+#include "dylora/core/sequences.hpp"
 #include "dylora/layers/attention.hpp"
 #include "dylora/layers/linear.hpp"
 #include "dylora/train/adamw.hpp"
 #include "dylora/train/loss.hpp"
+#include "dylora/train/rank_groups.hpp"
+#include "dylora/train/rank_plan.hpp"
 #include "dylora/train/train_step.hpp"
 #include "support/catch.hpp"
 #include "support/make.hpp"
@@ -50,24 +54,32 @@ Attention<S> big_attention(Index features, Index max_rank) {
   return attention;
 }
 
-/// 200 steps of DyLoRA with AdamW, two micro-batches at ranks of their own; what the losses and the parameters were.
+/// 200 steps of DyLoRA with AdamW, in turn two micro-batches at ranks of their own and one batch of several ranks, each with its share of
+/// the sequences; what the losses and the parameters were.
 template <class L, class Forward>
-Vector<float> train(L layer, Index max_rank, Index samples, Forward&& forward) {
+Vector<float> train(L layer, Index max_rank, const Sequences& sequences, Forward&& forward) {
   Rng rng(6);
+  const Index samples = sequences.tokens();
   const Matrix<float> x = noise<float>(layer.in_features(), samples, 4), target = noise<float>(layer.out_features(), samples, 5);
   auto gradients = zeros_like(layer);
   typename L::Cache cache;
   Matrix<float> y(target.rows(), samples), dy = y, dx(x.rows(), samples);
   AdamW optimizer(layer, {.lr = 1e-2, .weight_decay = 0.01, .max_norm = 1});
+  const auto pass = [&](const BatchRanks& ranks, double weight) {
+    forward(layer, x, ranks, cache, y);
+    const double value = mse<float>(y, target, dy, weight);
+    layer.backward(dy, cache, gradients, dx);
+    return value;
+  };
   Vector<float> losses(200);
-  for (float& loss : losses) {
-    loss = static_cast<float>(
-        train_step(layer, optimizer, gradients, 2, UniformRank{1, max_rank}, rng, [&](Index, RankSlice rank, double weight) {
-          forward(layer, x, rank, cache, y);
-          const double value = mse<float>(y, target, dy, weight);
-          layer.backward(dy, cache, gradients, dx);
-          return value;
-        }));
+  for (Index step = 0; step < losses.size(); ++step) {
+    if (step % 2 == 0) {
+      losses[step] = static_cast<float>(train_step(layer, optimizer, gradients, FreshRanks(UniformRank{1, max_rank}, 2)(step, rng),
+                                                   [&](Index, RankSlice rank, double weight) { return pass(rank, weight); }));
+    } else {
+      const BatchRanks ranks = batch_ranks(divide(Sandwich(1, max_rank)(step, rng), sequences.count()), sequences);
+      losses[step] = static_cast<float>(train_step(layer, optimizer, gradients, [&] { return pass(ranks, 1); }));
+    }
   }
   return joined<float>({losses, values<L>(layer)});
 }
@@ -82,8 +94,9 @@ TEMPLATE_TEST_CASE("a linear layer gives the same bits for any number of threads
   L layer = MakeLayer<L>::make(530, 300, true, 37, 1);
   randomize<L>(layer, 2);
   const Matrix<S> x = noise<S>(530, 70, 3), dy = noise<S>(300, 70, 4);
-  for (const RankSlice rank : {RankSlice{1}, RankSlice{19, 18}, RankSlice{37}}) {
-    check_same_bits([&] { return outputs_and_gradients(layer, dy, [&](auto& cache) { return layer.forward(x, rank, cache); }); });
+  const BatchRanks mixed = BatchRanks::per_sequence(Sequences({31, 1, 20, 18}), {37, RankSlice::none(), {19, 18}, 1});
+  for (const BatchRanks& ranks : {BatchRanks(1), BatchRanks(19, 18), BatchRanks(37), mixed}) {
+    check_same_bits([&] { return outputs_and_gradients(layer, dy, [&](auto& cache) { return layer.forward(x, ranks, cache); }); });
   }
 }
 
@@ -93,7 +106,10 @@ TEMPLATE_TEST_CASE("a wide batch gives the same bits for any number of threads",
   L layer = MakeLayer<L>::make(61, 47, false, 5, 1);
   randomize<L>(layer, 2);
   const Matrix<S> x = noise<S>(61, 1037, 3), dy = noise<S>(47, 1037, 4);
-  check_same_bits([&] { return outputs_and_gradients(layer, dy, [&](auto& cache) { return layer.forward(x, 3, cache); }); });
+  const BatchRanks mixed = BatchRanks::per_sequence(Sequences({600, 1, 300, 136}), {3, 5, RankSlice::none(), {4, 3}});
+  for (const BatchRanks& ranks : {BatchRanks(3), mixed}) {
+    check_same_bits([&] { return outputs_and_gradients(layer, dy, [&](auto& cache) { return layer.forward(x, ranks, cache); }); });
+  }
 }
 
 TEMPLATE_TEST_CASE("an attention gives the same bits for any number of threads", "", float, double) {
@@ -101,9 +117,10 @@ TEMPLATE_TEST_CASE("an attention gives the same bits for any number of threads",
   const Attention<S> attention = big_attention<S>(60, 7);
   const Sequences sequences({70, 1, 131, 64});
   const Matrix<S> x = noise<S>(60, sequences.tokens(), 3), dy = noise<S>(60, sequences.tokens(), 4);
-  for (const RankSlice rank : {RankSlice{1}, RankSlice{4, 3}, RankSlice{7}}) {
+  const BatchRanks mixed = BatchRanks::per_sequence(sequences, {7, RankSlice::none(), {4, 3}, 1});
+  for (const BatchRanks& ranks : {BatchRanks(1), BatchRanks(4, 3), BatchRanks(7), mixed}) {
     check_same_bits(
-        [&] { return outputs_and_gradients(attention, dy, [&](auto& cache) { return attention.forward(x, sequences, rank, cache); }); });
+        [&] { return outputs_and_gradients(attention, dy, [&](auto& cache) { return attention.forward(x, sequences, ranks, cache); }); });
   }
 }
 
@@ -119,17 +136,20 @@ TEST_CASE("a cross entropy gives the same bits for any number of threads") {
 
 TEST_CASE("training a linear layer gives the same bits for any number of threads") {
   using L = Linear<float>;
-  const auto forward = [](const L& layer, const auto& x, RankSlice rank, auto& cache, auto& y) { layer.forward(x, rank, cache, y); };
-  check_same_bits([&] { return train(MakeLayer<L>::make(90, 83, true, 6, 1), 6, 70, forward); });
+  const Sequences groups({20, 30, 15, 5});
+  const auto forward = [](const L& layer, const auto& x, const BatchRanks& ranks, auto& cache, auto& y) {
+    layer.forward(x, ranks, cache, y);
+  };
+  check_same_bits([&] { return train(MakeLayer<L>::make(90, 83, true, 6, 1), 6, groups, forward); });
 }
 
 TEST_CASE("training an attention gives the same bits for any number of threads") {
   using L = Attention<float>;
   const Sequences sequences({95, 1, 23, 40});
-  const auto forward = [&](const L& layer, const auto& x, RankSlice rank, auto& cache, auto& y) {
-    layer.forward(x, sequences, rank, cache, y);
+  const auto forward = [&](const L& layer, const auto& x, const BatchRanks& ranks, auto& cache, auto& y) {
+    layer.forward(x, sequences, ranks, cache, y);
   };
-  check_same_bits([&] { return train(big_attention<float>(24, 6), 6, sequences.tokens(), forward); });
+  check_same_bits([&] { return train(big_attention<float>(24, 6), 6, sequences, forward); });
 }
 
 TEST_CASE("ranges cover everything once and begin at multiples of the grain") {

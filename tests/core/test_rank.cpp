@@ -27,11 +27,32 @@ TEST_CASE("no component is a slice of its own") {
   CHECK(RankSlice::none().trainable() == 0);
 }
 
+TEST_CASE("a slice whose prefix is all of it takes part and learns nothing") {
+  const RankSlice rank{4, 4};
+  CHECK(rank.active == 4);
+  CHECK(rank.trainable() == 0);
+  CHECK_FALSE(rank == RankSlice{4});
+  CHECK_FALSE(rank == RankSlice::none());
+}
+
+TEST_CASE("a slice is cut to the components that there are") {
+  STATIC_REQUIRE(RankSlice{2}.at_most(3) == RankSlice{2});
+  STATIC_REQUIRE(RankSlice{3, 2}.at_most(3) == RankSlice{3, 2});
+  STATIC_REQUIRE(RankSlice{5}.at_most(3) == RankSlice{3});
+  STATIC_REQUIRE(RankSlice{5, 2}.at_most(3) == RankSlice{3, 2});
+  STATIC_REQUIRE(RankSlice{5, 3}.at_most(3) == RankSlice{3, 3});  // what it trains is cut off
+  STATIC_REQUIRE(RankSlice{5, 4}.at_most(3) == RankSlice{3, 3});
+  STATIC_REQUIRE(RankSlice{5, 5}.at_most(3) == RankSlice{3, 3});
+  STATIC_REQUIRE(RankSlice{5, 4}.at_most(0) == RankSlice::none());
+  STATIC_REQUIRE(RankSlice::none().at_most(3) == RankSlice::none());
+  STATIC_REQUIRE(RankSlice::none().at_most(0) == RankSlice::none());
+}
+
 TEST_CASE("a slice refuses ranks below 1 and prefixes outside of it") {
   CHECK_THROWS_SAYING(std::invalid_argument, RankSlice(0), "rank", "at least 1", "none()", "got 0");
   CHECK_THROWS_SAYING(std::invalid_argument, RankSlice(-3), "rank", "at least 1", "got -3");
-  CHECK_THROWS_SAYING(std::invalid_argument, RankSlice(4, 4), "trainable_from", "[0, 3]", "got 4");
-  CHECK_THROWS_SAYING(std::invalid_argument, RankSlice(4, -1), "trainable_from", "[0, 3]", "got -1");
+  CHECK_THROWS_SAYING(std::invalid_argument, RankSlice(4, 5), "trainable_from", "[0, 4]", "got 5");
+  CHECK_THROWS_SAYING(std::invalid_argument, RankSlice(4, -1), "trainable_from", "[0, 4]", "got -1");
 }
 
 TEST_CASE("a component set holds what was inserted and gives it back in runs") {
@@ -47,6 +68,8 @@ TEST_CASE("a component set holds what was inserted and gives it back in runs") {
   set.insert({3, 1});
   CHECK(runs() == Runs{{1, 3}});
   set.insert(RankSlice::none());
+  CHECK(runs() == Runs{{1, 3}});
+  set.insert({6, 6});  // takes part, learns nothing
   CHECK(runs() == Runs{{1, 3}});
   set.insert({8, 7});
   CHECK(runs() == Runs{{1, 3}, {7, 8}});

@@ -3,7 +3,7 @@ cmake_minimum_required(VERSION 3.24)
 
 file(REMOVE_RECURSE ${folder})
 file(MAKE_DIRECTORY ${folder})
-set(small --width 16 --heads 2 --layers 1 --context 16 --batch 4 --pretrain-steps 20 --steps 20 --warmup 2 --validation 16 --max-rank 4
+set(small --width 16 --heads 2 --layers 1 --context 16 --batch 6 --pretrain-steps 20 --steps 20 --warmup 2 --validation 16 --max-rank 4
           --sample-length 8 --pretrain ${pretrain} --base-folder ${folder}/base)
 
 # Runs the program; expects its exit code and, if given, some text on either stream. Sets `output`.
@@ -45,8 +45,8 @@ if(case STREQUAL report)
   if(NOT count EQUAL 5 OR NOT steps EQUAL 20)
     message(FATAL_ERROR "expected ranks 0 to 4 and the steps asked for, got ${count} ranks and ${steps} steps")
   endif()
-  foreach(options IN ITEMS "--mode;frozen;--unit;2" "--sampler;geometric;--accumulation;3;--scale;sqrt-rank" "--sampler;fixed"
-                           "--untied;--targets;qv;--update;dense;--weight-decay;0.1")
+  foreach(options IN ITEMS "--sampler;uniform;--mode;frozen;--unit;2" "--sampler;geometric;--accumulation;3;--scale;sqrt-rank"
+                           "--sampler;fixed" "--sampler;sandwich;--min-rank;2;--accumulation;2" "--sampler;every" "--untied;--targets;qv;--update;dense;--weight-decay;0.1")
     expect(0 "trained once" ${small} --text ${text} ${options})
   endforeach()
 
@@ -90,14 +90,18 @@ elseif(case STREQUAL misuse)
   expect(1 "--max-rank: expected at most --width 16" ${small} --text ${text} --max-rank 17)
   expect(114 "--prompt" ${small} --text ${text} --prompt=)
   expect(1 "--unit" ${small} --text ${text} --unit 3)
+  expect(1 "--unit 1" ${small} --text ${text} --unit 2)
+  expect(1 "ranks from 1 on" ${small} --text ${text} --min-rank 2)
+  expect(1 "--mode nested" ${small} --text ${text} --sampler sandwich --mode frozen)
+  expect(1 "--batch: expected at least 6" ${small} --text ${text} --batch 5)
   expect(1 "--targets" ${small} --text ${text} --targets qx)
   expect(1 "cannot write ${folder}/none/report.json" ${small} --text ${text} --json ${folder}/none/report.json)
   if(output MATCHES "step")
     message(FATAL_ERROR "the report that cannot be written was noticed after the work:\n${output}")
   endif()
-  expect(1 "step 1, micro-batch 0, rank 0: output of h.0" ${small} --text ${text} --pretrain-lr 1e38 --seed 3)
+  expect(1 "step 1: output of h.0" ${small} --text ${text} --pretrain-lr 1e38 --seed 3)
   # A learning rate that overflows: training stops with the step and the layer, and the last good model is still evaluated.
-  expect(3 "training stopped at step 1, micro-batch 0, rank" ${small} --text ${text} --lr 1e38 --warmup 0)
+  expect(3 "training stopped at step 1: output of h.0" ${small} --text ${text} --lr 1e38 --warmup 0)
   if(NOT output MATCHES "validation loss" OR output MATCHES "nan")
     message(FATAL_ERROR "the last good parameters were not evaluated:\n${output}")
   endif()

@@ -1,9 +1,13 @@
 #ifndef DYLORA_TESTS_LAWS_ADAPTER_LAWS_HPP
 #define DYLORA_TESTS_LAWS_ADAPTER_LAWS_HPP
 
+#include <algorithm>
 #include <concepts>
 #include <string>
+#include <vector>
 
+#include "dylora/core/adapter_ranks.hpp"
+#include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/concepts.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/testing/gradient_check.hpp"
@@ -55,6 +59,38 @@ void for_each_adapter_case(F&& show) {
   }
 }
 
+/// Ranks for the samples of a case, one each.
+inline const std::vector<std::vector<RankSlice>>& law_mixes() {
+  static const std::vector<std::vector<RankSlice>> mixes{
+      {5, 5, 1, RankSlice::none(), {3, 2}}, {RankSlice::none(), {4, 4}, 2, {5, 3}, {5, 1}}, {5, 4, 1, 2, 3}, {3, 3, 3, 3, 3}};
+  return mixes;
+}
+
+/// Calls f(begin, count, rank) for each run of neighbours at one rank.
+template <class F>
+void for_each_part(const std::vector<RankSlice>& mix, F&& f) {
+  for (std::size_t begin = 0, end = 0; begin < mix.size(); begin = end) {
+    while (end < mix.size() && mix[end] == mix[begin]) ++end;
+    f(static_cast<Index>(begin), static_cast<Index>(end - begin), mix[begin]);
+  }
+}
+
+/// Shows a law fresh and trained, whole and cut, at every mix of ranks.
+template <class A, class F>
+void for_each_mixed_adapter_case(F&& show) {
+  for (const bool trained : {false, true}) {
+    for (const Index components : {law_rank, Index{2}, Index{0}}) {
+      AdapterCase<A> c{trained, law_rank};
+      truncate(c.adapter, components);
+      for (const std::vector<RankSlice>& mix : law_mixes()) {
+        INFO((trained ? "trained, " : "fresh, ") << components << " components, mix " << &mix - law_mixes().data());
+        LawCount::add_case();
+        show(c, mix);
+      }
+    }
+  }
+}
+
 /// What a forward and a backward add to zero.
 template <class A>
 struct AdapterResult {
@@ -68,11 +104,11 @@ struct AdapterResult {
 };
 
 template <class A>
-AdapterResult<A> run(const A& adapter, const Matrix<typename A::Scalar>& x, const Matrix<typename A::Scalar>& dy, RankSlice rank,
+AdapterResult<A> run(const A& adapter, const Matrix<typename A::Scalar>& x, const Matrix<typename A::Scalar>& dy, const BatchRanks& ranks,
                      typename A::Cache cache = fresh_cache<A>()) {
   using S = typename A::Scalar;
   AdapterResult<A> result{Matrix<S>::Zero(adapter.out_features(), x.cols()), Matrix<S>::Zero(x.rows(), x.cols()), zeros_like(adapter)};
-  adapter.add_forward(x, rank, cache, result.y);
+  adapter.add_forward(x, ranks, cache, result.y);
   adapter.add_backward(x, dy, cache, result.gradients, result.dx);
   return result;
 }
@@ -171,6 +207,102 @@ TEMPLATE_LIST_TEST_CASE("a frozen prefix of an adapter gets no gradient and what
   });
 }
 
+TEMPLATE_LIST_TEST_CASE("an adapter's batch of several ranks equals its parts run apart bit for bit", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  using S = typename A::Scalar;
+  for_each_mixed_adapter_case<A>([](const AdapterCase<A>& c, const std::vector<RankSlice>& mix) {
+    Matrix<S> y = Matrix<S>::Zero(c.out, c.samples), dx = Matrix<S>::Zero(c.in, c.samples);
+    auto gradients = zeros_like(c.adapter);
+    for_each_part(mix, [&](Index begin, Index n, RankSlice rank) {
+      typename A::Cache cache;
+      const Matrix<S> x = c.x.middleCols(begin, n), dy = c.dy.middleCols(begin, n);
+      c.adapter.add_forward(x, rank, cache, y.middleCols(begin, n));
+      c.adapter.add_backward(x, dy, cache, gradients, dx.middleCols(begin, n));
+    });
+    const auto mixed = run(c.adapter, c.x, c.dy, BatchRanks::per_sample(mix), {});
+    CHECK(same_bits(mixed.y, y));
+    CHECK(same_bits(mixed.dx, dx));
+    CHECK(same_bits(values<A>(mixed.gradients), values<A>(gradients)));
+    CHECK(trained_components<A>(mixed.gradients) == trained_components<A>(gradients));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("what an adapter drops and gives for a sample does not depend on the ranks of the others", "[laws]",
+                        AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  using S = typename A::Scalar;
+  for_each_mixed_adapter_case<A>([](const AdapterCase<A>& c, const std::vector<RankSlice>& mix) {
+    const auto mixed = run(c.adapter, c.x, c.dy, BatchRanks::per_sample(mix));
+    for_each_part(mix, [&](Index begin, Index n, RankSlice rank) {
+      const auto at_one_rank = run(c.adapter, c.x, c.dy, rank);
+      CHECK(same_bits(Matrix<S>(mixed.y.middleCols(begin, n)), Matrix<S>(at_one_rank.y.middleCols(begin, n))));
+      CHECK(same_bits(Matrix<S>(mixed.dx.middleCols(begin, n)), Matrix<S>(at_one_rank.dx.middleCols(begin, n))));
+    });
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a component reaches no sample of an adapter's batch whose rank is without it", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  using S = typename A::Scalar;
+  for_each_mixed_adapter_case<A>([](const AdapterCase<A>& c, const std::vector<RankSlice>& mix) {
+    const BatchRanks ranks = BatchRanks::per_sample(mix);
+    const auto clean = run(c.adapter, c.x, c.dy, ranks);
+    for (const Index spoilt : {0, 1, 3, 5}) {
+      A poisoned = c.adapter;
+      fill_values<A>(poisoned, nan<S>, spoilt);
+      // And NaN from before in every buffer, also where the ranks of this batch leave it unwritten.
+      auto cache = fresh_cache<A>();
+      AdapterResult<A> result{all_nan<S>(c.out, 2 * c.samples), all_nan<S>(c.in, 2 * c.samples), zeros_like(poisoned)};
+      poisoned.add_forward(all_nan<S>(c.in, 2 * c.samples), law_rank, cache, result.y);
+      poisoned.add_backward(all_nan<S>(c.in, 2 * c.samples), all_nan<S>(c.out, 2 * c.samples), cache, result.gradients, result.dx);
+      seed_dropout(cache);
+      result.y = Matrix<S>::Zero(c.out, c.samples);
+      result.dx = Matrix<S>::Zero(c.in, c.samples);
+      set_zero(poisoned, result.gradients);
+      poisoned.add_forward(c.x, ranks, cache, result.y);
+      poisoned.add_backward(c.x, c.dy, cache, result.gradients, result.dx);
+      for_each_part(mix, [&](Index begin, Index n, RankSlice rank) {
+        if (rank.active > spoilt) return;
+        CHECK(same_bits(Matrix<S>(result.y.middleCols(begin, n)), Matrix<S>(clean.y.middleCols(begin, n))));
+        CHECK(same_bits(Matrix<S>(result.dx.middleCols(begin, n)), Matrix<S>(clean.dx.middleCols(begin, n))));
+      });
+      CHECK(same_bits(values<A>(result.gradients, 0, spoilt), values<A>(clean.gradients, 0, spoilt)));
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("an adapter frozen up to its rank passes gradient on and learns nothing", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  for_each_adapter_case<A>([](const AdapterCase<A>& c) {
+    const Index b = c.rank.active;
+    const auto frozen = run(c.adapter, c.x, c.dy, BatchRanks(b, b)), nested = run(c.adapter, c.x, c.dy, b);
+    CHECK(same_bits(frozen.y, nested.y));
+    CHECK(same_bits(frozen.dx, nested.dx));
+    CHECK(values<A>(frozen.gradients).isZero(0));
+    for (const std::string& trained : trained_components<A>(frozen.gradients)) CHECK(trained.find('1') == std::string::npos);
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("an adapter cut to its first components is at every rank what it was at those", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  for_each_adapter_case<A>([](const AdapterCase<A>& c) {
+    for (Index components = 0; components <= law_rank; ++components) {
+      A cut = c.adapter;
+      truncate(cut, components);
+      CHECK(cut.max_rank() == c.adapter.max_rank());
+      const Index b = std::min(c.rank.active, components), t = std::min(c.rank.trainable_from, components);
+      const RankSlice left = b == 0 ? RankSlice::none() : RankSlice(b, t);
+      const auto got = run(cut, c.x, c.dy, c.rank), whole = run(c.adapter, c.x, c.dy, left);
+      CHECK(same_bits(got.y, whole.y));
+      CHECK(same_bits(got.dx, whole.dx));
+      CHECK(same_bits(values<A>(got.gradients), values<A>(whole.gradients, 0, components)));
+      const auto noted = trained_components<A>(got.gradients), expected = trained_components<A>(whole.gradients);
+      for (std::size_t i = 0; i < noted.size(); ++i) CHECK(noted[i] == expected[i].substr(0, static_cast<std::size_t>(components)));
+      CHECK(same_bits(cut.delta(c.rank), c.adapter.delta(left)));
+    }
+  });
+}
+
 TEMPLATE_LIST_TEST_CASE("an adapter is linear in its input", "[laws]", AdaptersUnderTest) {
   using A = typename TestType::Type;
   using S = typename A::Scalar;
@@ -257,6 +389,14 @@ TEMPLATE_LIST_TEST_CASE("an adapter refuses what does not fit and says what was 
     CHECK_THROWS_SAYING(ShapeError, a.add_forward(c.x, 3, cache, wide_y), "add_forward", "samples in y", "expected 5", "got 6");
     CHECK_THROWS_SAYING(std::invalid_argument, a.add_forward(c.x, 6, cache, y), "add_forward", "rank", "max_rank = 5", "got 6");
     CHECK_THROWS_SAYING(std::invalid_argument, a.delta(6), "delta", "rank", "max_rank = 5", "got 6");
+    CHECK_THROWS_SAYING(std::invalid_argument, a.add_forward(c.x, BatchRanks::per_sample({1, 1, 6, 1, 1}), cache, y), "add_forward", "rank",
+                        "max_rank = 5", "got 6");
+    CHECK_THROWS_SAYING(ShapeError, a.add_forward(c.x, BatchRanks::per_sample({1, 2, 3, 4}), cache, y), "add_forward",
+                        "columns that the ranks are for", "expected 5", "got 4");
+    A cut = a;
+    truncate(cut, 2);
+    CHECK_THROWS_SAYING(std::invalid_argument, cut.add_forward(c.x, 6, cache, y), "add_forward", "rank", "max_rank = 5", "got 6");
+    CHECK(y.isZero(0));
     CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, unfilled, gradients, dx), "add_backward", "cache", "add_forward",
                         "expected 0", "got 5");
     a.add_forward(c.x, 3, cache, y);
@@ -270,6 +410,10 @@ TEMPLATE_LIST_TEST_CASE("an adapter refuses what does not fit and says what was 
                         "got 6");
     auto other = zeros_like(make_adapter<A>(c.in + 1, c.out, law_rank, 1));
     CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, other, dx), "gradient of", "zeros_like", "5 × 9", "5 × 10");
+    // A cache that the adapter filled before it was cut.
+    auto cut_gradients = zeros_like(cut);
+    CHECK_THROWS_SAYING(std::invalid_argument, cut.add_backward(c.x, c.dy, cache, cut_gradients, dx), "cache", "max_rank = 2", "got 3");
+    CHECK(values<A>(cut_gradients).isZero(0));
     CHECK(values<A>(gradients).isZero(0));
     CHECK(dx.isZero(0));
   }

@@ -1,12 +1,17 @@
 #ifndef DYLORA_TESTS_LAWS_LAYER_LAWS_HPP
 #define DYLORA_TESTS_LAWS_LAYER_LAWS_HPP
 
+#include <algorithm>
 #include <concepts>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "dylora/core/adapter_ranks.hpp"
+#include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/parameters.hpp"
+#include "dylora/core/sequences.hpp"
 #include "dylora/testing/gradient_check.hpp"
 #include "dylora/train/adamw.hpp"
 #include "support/catch.hpp"
@@ -73,9 +78,9 @@ struct LayerResult {
 };
 
 template <class L>
-LayerResult<L> run(const L& layer, const Matrix<typename L::Scalar>& x, const Matrix<typename L::Scalar>& dy, RankSlice rank,
+LayerResult<L> run(const L& layer, const Matrix<typename L::Scalar>& x, const Matrix<typename L::Scalar>& dy, const BatchRanks& ranks,
                    typename L::Cache cache = fresh_cache<L>()) {
-  LayerResult<L> result{layer.forward(x, rank, cache), {}, zeros_like(layer)};
+  LayerResult<L> result{layer.forward(x, ranks, cache), {}, zeros_like(layer)};
   result.dx = layer.backward(dy, cache, result.gradients);
   return result;
 }
@@ -83,6 +88,79 @@ LayerResult<L> run(const L& layer, const Matrix<typename L::Scalar>& x, const Ma
 template <class L>
 LayerResult<L> run(const LayerCase<L>& c) {
   return run(c.layer, c.x, c.dy, c.rank);
+}
+
+/// A batch of five sequences, which to a layer that knows none are nothing but their tokens, and a rank for each sequence.
+template <class L>
+struct MixedBatch {
+  using S = typename L::Scalar;
+
+  Sequences sequences{{2, 1, 3, 1, 2}};
+  std::vector<RankSlice> mix;
+  Matrix<S> x, dy;
+
+  MixedBatch(const L& layer, std::vector<RankSlice> mix_)
+      : mix(std::move(mix_)), x(noise<S>(layer.in_features(), 9, 1)), dy(noise<S>(layer.out_features(), 9, 2)) {}
+
+  BatchRanks ranks() const { return BatchRanks::per_sequence(sequences, mix); }
+
+  /// Calls f(begin, part, rank) for each run of neighbouring sequences at one rank, where `part` are those sequences.
+  template <class F>
+  void for_each_part(F&& f) const {
+    for (std::size_t first = 0, end = 0; first < mix.size(); first = end) {
+      std::vector<Index> lengths;
+      for (; end < mix.size() && mix[end] == mix[first]; ++end) lengths.push_back(sequences.length(static_cast<Index>(end)));
+      f(sequences.begin(static_cast<Index>(first)), Sequences(lengths), mix[first]);
+    }
+  }
+};
+
+inline const std::vector<std::vector<RankSlice>>& law_mixes() {
+  static const std::vector<std::vector<RankSlice>> mixes{
+      {5, 5, 1, RankSlice::none(), {3, 2}}, {RankSlice::none(), {4, 4}, 2, {5, 3}, {5, 1}}, {5, 4, 1, 2, 3}, {3, 3, 3, 3, 3}};
+  return mixes;
+}
+
+/// forward over these sequences, if the layer has any use for them.
+template <class L>
+Matrix<typename L::Scalar> forward_over(const L& layer, ConstMatrixRef<typename L::Scalar> x, const Sequences& sequences,
+                                        const BatchRanks& ranks, typename L::Cache& cache) {
+  if constexpr (requires { layer.forward(x, sequences, ranks, cache); }) {
+    return layer.forward(x, sequences, ranks, cache);
+  } else {
+    return layer.forward(x, ranks, cache);
+  }
+}
+template <class A>
+Matrix<typename A::Scalar> forward_over(const Ragged<A>& layer, ConstMatrixRef<typename A::Scalar> x, const Sequences& sequences,
+                                        const BatchRanks& ranks, typename A::Cache& cache) {
+  return static_cast<const A&>(layer).forward(x, sequences, ranks, cache);
+}
+
+template <class L>
+LayerResult<L> run_over(const L& layer, const MixedBatch<L>& batch, const BatchRanks& ranks, typename L::Cache cache = fresh_cache<L>()) {
+  LayerResult<L> result{forward_over(layer, batch.x, batch.sequences, ranks, cache), {}, zeros_like(layer)};
+  result.dx = layer.backward(batch.dy, cache, result.gradients);
+  return result;
+}
+
+/// Shows a law on every way to set L up, fresh and trained, whole and cut, at every mix of ranks.
+template <class L, class F>
+void for_each_mixed_layer_case(F&& show) {
+  for (int variant = 0; variant < MakeLayer<L>::variants; ++variant) {
+    for (const bool trained : {false, true}) {
+      for (const Index components : {law_rank, Index{2}, Index{0}}) {
+        LayerCase<L> c{variant, trained, law_rank};
+        truncate(c.layer, components);
+        for (const std::vector<RankSlice>& mix : law_mixes()) {
+          INFO("variant " << variant << (trained ? ", trained, " : ", fresh, ") << components << " components, mix "
+                          << &mix - law_mixes().data());
+          LawCount::add_case();
+          show(c.layer, MixedBatch<L>(c.layer, mix));
+        }
+      }
+    }
+  }
 }
 
 TEMPLATE_LIST_TEST_CASE("a layer's backward is the derivative of its forward", "[laws]", LayersUnderTest) {
@@ -188,6 +266,143 @@ TEMPLATE_LIST_TEST_CASE("a frozen prefix of a layer gets no gradient and what is
       for (const std::string& trained : trained_components<L>(frozen.gradients)) CHECK((trained == expected || trained.empty()));
     }
   });
+}
+
+TEMPLATE_LIST_TEST_CASE("a layer's batch of several ranks equals its parts run apart bit for bit", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  using S = typename L::Scalar;
+  for_each_mixed_layer_case<L>([](const L& layer, const MixedBatch<L>& batch) {
+    Matrix<S> y(layer.out_features(), batch.x.cols()), dx(layer.in_features(), batch.x.cols());
+    auto gradients = zeros_like(layer);
+    batch.for_each_part([&](Index begin, const Sequences& part, RankSlice rank) {
+      typename L::Cache cache;
+      const Index n = part.tokens();
+      y.middleCols(begin, n) = forward_over(layer, batch.x.middleCols(begin, n), part, rank, cache);
+      dx.middleCols(begin, n) = layer.backward(batch.dy.middleCols(begin, n), cache, gradients);
+    });
+    const auto mixed = run_over(layer, batch, batch.ranks(), {});
+    CHECK(same_bits(mixed.y, y));
+    CHECK(same_bits(mixed.dx, dx));
+    CHECK(same_bits(values<L>(mixed.gradients), values<L>(gradients)));
+    CHECK(trained_components<L>(mixed.gradients) == trained_components<L>(gradients));
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("what a layer drops and gives for a sequence does not depend on the ranks of the others", "[laws]",
+                        LayersUnderTest) {
+  using L = typename TestType::Type;
+  using S = typename L::Scalar;
+  for_each_mixed_layer_case<L>([](const L& layer, const MixedBatch<L>& batch) {
+    const auto mixed = run_over(layer, batch, batch.ranks());
+    batch.for_each_part([&](Index begin, const Sequences& part, RankSlice rank) {
+      const auto at_one_rank = run_over(layer, batch, rank);
+      const Index n = part.tokens();
+      CHECK(same_bits(Matrix<S>(mixed.y.middleCols(begin, n)), Matrix<S>(at_one_rank.y.middleCols(begin, n))));
+      CHECK(same_bits(Matrix<S>(mixed.dx.middleCols(begin, n)), Matrix<S>(at_one_rank.dx.middleCols(begin, n))));
+    });
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a component reaches no sequence of a layer's batch whose rank is without it", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  using S = typename L::Scalar;
+  for_each_mixed_layer_case<L>([](const L& layer, const MixedBatch<L>& batch) {
+    const auto clean = run_over(layer, batch, batch.ranks());
+    for (const Index spoilt : {0, 1, 3, 5}) {
+      L poisoned = layer;
+      fill_values<L>(poisoned, nan<S>, spoilt);
+      // And NaN from before in every buffer, also where the ranks of this batch leave it unwritten.
+      auto cache = fresh_cache<L>();
+      auto gradients = zeros_like(poisoned);
+      (void)poisoned.forward(all_nan<S>(layer.in_features(), 2 * batch.x.cols()), law_rank, cache);
+      (void)poisoned.backward(all_nan<S>(layer.out_features(), 2 * batch.x.cols()), cache, gradients);
+      seed_dropout(cache);
+      const Matrix<S> y = forward_over(poisoned, batch.x, batch.sequences, batch.ranks(), cache);
+      const Matrix<S> dx = poisoned.backward(batch.dy, cache, gradients);
+      batch.for_each_part([&](Index begin, const Sequences& part, RankSlice rank) {
+        if (rank.active > spoilt) return;
+        const Index n = part.tokens();
+        CHECK(same_bits(Matrix<S>(y.middleCols(begin, n)), Matrix<S>(clean.y.middleCols(begin, n))));
+        CHECK(same_bits(Matrix<S>(dx.middleCols(begin, n)), Matrix<S>(clean.dx.middleCols(begin, n))));
+      });
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a layer frozen up to its rank passes gradient on and learns nothing", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  for_each_layer_case<L>([](const LayerCase<L>& c) {
+    const Index b = c.rank.active;
+    const auto frozen = run(c.layer, c.x, c.dy, BatchRanks(b, b)), nested = run(c.layer, c.x, c.dy, b);
+    CHECK(same_bits(frozen.y, nested.y));
+    CHECK(same_bits(frozen.dx, nested.dx));
+    CHECK(values<L>(frozen.gradients).isZero(0));
+    for (const std::string& trained : trained_components<L>(frozen.gradients)) CHECK(trained.find('1') == std::string::npos);
+    if (c.trained) {
+      L layer = c.layer;
+      AdamW optimizer(layer, {.lr = 0.1, .weight_decay = 0.1});
+      optimizer.step(layer, frozen.gradients);
+      CHECK(same_bits(values<L>(layer), values<L>(c.layer)));
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a layer cut to its first components is at every rank what it was at those", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  for_each_layer_case<L>([](const LayerCase<L>& c) {
+    for (Index components = 0; components <= law_rank; ++components) {
+      L cut = c.layer;
+      truncate(cut, components);
+      CHECK(cut.max_rank() == c.layer.max_rank());
+      const Index b = std::min(c.rank.active, components), t = std::min(c.rank.trainable_from, components);
+      const RankSlice left = b == 0 ? RankSlice::none() : RankSlice(b, t);
+      const auto got = run(cut, c.x, c.dy, c.rank), whole = run(c.layer, c.x, c.dy, left);
+      CHECK(same_bits(got.y, whole.y));
+      CHECK(same_bits(got.dx, whole.dx));
+      CHECK(same_bits(values<L>(got.gradients), values<L>(whole.gradients, 0, components)));
+      const auto noted = trained_components<L>(got.gradients), expected = trained_components<L>(whole.gradients);
+      for (std::size_t i = 0; i < noted.size(); ++i) CHECK(noted[i] == expected[i].substr(0, static_cast<std::size_t>(components)));
+      CHECK(same_bits(frozen_values(Merged<L>(cut.merged(c.rank))), frozen_values(Merged<L>(c.layer.merged(left)))));
+      CHECK(same_bits(cut.forward(c.x, c.rank), c.layer.forward(c.x, left)));
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("a layer refuses ranks that are for another number of columns and a rank too high among others", "[laws]",
+                        LayersUnderTest) {
+  using L = typename TestType::Type;
+  using S = typename L::Scalar;
+  for (int variant = 0; variant < MakeLayer<L>::variants; ++variant) {
+    LawCount::add_case();
+    const LayerCase<L> c{variant, true, 3};
+    const Index n = c.x.cols();
+    const auto ranks = [](Index columns, RankSlice last) {
+      std::vector<RankSlice> each(static_cast<std::size_t>(columns), 2);
+      each.back() = last;
+      return BatchRanks::per_sample(each);
+    };
+    const auto expected = "expected " + std::to_string(n);
+    const Matrix<S> before = noise<S>(c.layer.out_features(), n, 3);
+    Matrix<S> y = before;
+    auto gradients = zeros_like(c.layer);
+    const auto refuses = [&]<class Error>(Error, const BatchRanks& refused, const std::string& what, const std::string& should,
+                                          const std::string& got) {
+      auto cache = fresh_cache<L>();
+      (void)c.layer.forward(c.x, 3, cache);
+      CHECK_THROWS_SAYING(Error, c.layer.forward(c.x, refused), "forward", what, should, got);
+      CHECK_THROWS_SAYING(Error, c.layer.forward(c.x, refused, cache), "forward", what, should, got);
+      CHECK_THROWS_SAYING(ShapeError, c.layer.backward(c.dy, cache, gradients), "cache", "expected 0");
+      (void)c.layer.forward(c.x, 3, cache);
+      CHECK_THROWS_SAYING(Error, c.layer.forward(c.x, refused, cache, y), "forward", what, should, got);
+      CHECK_THROWS_SAYING(ShapeError, c.layer.backward(c.dy, cache, gradients), "cache", "expected 0");
+    };
+    refuses(ShapeError(""), ranks(n + 1, 1), "columns that the ranks are for", expected, "got " + std::to_string(n + 1));
+    refuses(ShapeError(""), ranks(n - 1, 1), "columns that the ranks are for", expected, "got " + std::to_string(n - 1));
+    if (c.layer.max_rank() > 0) refuses(std::invalid_argument(""), ranks(n, 6), "rank", "max_rank = 5", "got 6");
+    CHECK(same_bits(y, before));
+    CHECK(values<L>(gradients).isZero(0));
+    CHECK(c.layer.forward(c.x, ranks(n, 5)).allFinite());
+  }
 }
 
 TEMPLATE_LIST_TEST_CASE("a layer overwrites y and dx and adds to gradients", "[laws]", LayersUnderTest) {

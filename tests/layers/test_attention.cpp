@@ -1,5 +1,11 @@
 #include "dylora/layers/attention.hpp"
 
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dylora/core/adapter_ranks.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"
 
@@ -33,12 +39,13 @@ Attention<S> attention_of(Index features, AttentionOptions options) {
   return attention;
 }
 
-/// The equation of the header in the plainest way, in long double between the projections.
+/// The equation of the header in the plainest way, in long double between the projections, each at its own largest rank where that is less.
 template <class S>
 Matrix<double> plain_attention(const Attention<S>& attention, const Matrix<S>& x, const Sequences& sequences, RankSlice rank) {
   using Exact = Matrix<long double>;
-  const Exact Q = attention.q.forward(x, rank).template cast<long double>(), K = attention.k.forward(x, rank).template cast<long double>(),
-              V = attention.v.forward(x, rank).template cast<long double>();
+  const auto project = [&](const Linear<S>& part, const Matrix<S>& input) { return part.forward(input, rank.at_most(part.max_rank())); };
+  const Exact Q = project(attention.q, x).template cast<long double>(), K = project(attention.k, x).template cast<long double>(),
+              V = project(attention.v, x).template cast<long double>();
   const Index d = attention.head_dim(), group = attention.options.heads / attention.options.key_value_heads;
   Exact context = Exact::Zero(Q.rows(), x.cols());
   for (Index s = 0; s < sequences.count(); ++s) {
@@ -57,7 +64,16 @@ Matrix<double> plain_attention(const Attention<S>& attention, const Matrix<S>& x
       }
     }
   }
-  return attention.o.forward(context.template cast<S>(), rank).template cast<double>();
+  return project(attention.o, context.template cast<S>()).template cast<double>();
+}
+
+/// Projections of different largest ranks: 5, 2, none and 2.
+template <class S>
+Attention<S> uneven_attention() {
+  const auto projection = [](Index max_rank, std::uint64_t seed) { return MakeLayer<Linear<S>>::make(12, 12, true, max_rank, seed); };
+  Attention<S> attention(projection(5, 1), projection(2, 4), projection(0, 7), projection(2, 10), {.heads = 4});
+  randomize<Attention<S>>(attention, 3);
+  return attention;
 }
 
 const std::vector<AttentionOptions> settings{
@@ -166,20 +182,126 @@ TEST_CASE("as many key and value heads as heads is what 0 means") {
   CHECK(same_bits(by_default.forward(x, 2), spelled.forward(x, 2)));
 }
 
-TEST_CASE("the largest rank of an attention is the largest that all its adapters have") {
-  using Projection = Linear<float>;
-  const auto projection = [](Index max_rank) { return MakeLayer<Projection>::make(12, 12, false, max_rank, 1); };
-  const Attention<float> uneven(projection(5), projection(0), projection(5), projection(3), {.heads = 4});
+TEMPLATE_TEST_CASE("a projection of fewer components than the rank uses all that it has", "", float, double) {
+  using S = TestType;
+  const Attention<S> uneven = uneven_attention<S>();
+  CHECK(uneven.max_rank() == 5);
+  const Sequences sequences({7, 2});
+  const Matrix<S> x = noise<S>(12, 9, 1), dy = noise<S>(12, 9, 2);
+  for (const RankSlice rank : {RankSlice{1}, RankSlice{2}, RankSlice{4}, RankSlice{5}})
+    CHECK(gap(in_double(uneven.forward(x, sequences, rank)), plain_attention(uneven, x, sequences, rank)) < 4 * rounding<S>);
+
+  // Bit for bit an attention that had 5 components everywhere and was cut, if their scale is that of the largest rank left.
+  Attention<S> cut = uneven;
+  for (const auto& [part, components] : {std::pair{&cut.k, 2}, {&cut.v, 0}, {&cut.o, 2}}) {
+    LowRank<S>& adapter = part->adapter;
+    LowRank<S> larger = make_adapter<LowRank<S>>(12, 12, 5, 20);
+    larger.A.topRows(components) = adapter.A;
+    larger.B.leftCols(components) = adapter.B;
+    adapter = larger;
+  }
+  truncate_each(cut, {5, 2, 0, 2});
+  for (const BatchRanks& ranks :
+       {BatchRanks(4), BatchRanks(5, 1), BatchRanks(5, 4), BatchRanks(2), BatchRanks::per_sequence(sequences, {4, {5, 2}})}) {
+    const auto run_both = [&](const Attention<S>& attention) {
+      typename Attention<S>::Cache cache;
+      auto gradients = zeros_like(attention);
+      const Matrix<S> y = attention.forward(x, sequences, ranks, cache), dx = attention.backward(dy, cache, gradients);
+      return std::pair{joined<S>({y.reshaped(), dx.reshaped(), values<Attention<S>>(gradients)}),
+                       trained_components<Attention<S>>(gradients)};
+    };
+    const auto got = run_both(uneven), expected = run_both(cut);
+    CHECK(same_bits(got.first, expected.first));
+    CHECK(got.second == expected.second);
+  }
+  typename Attention<S>::Cache cache;
+  auto gradients = zeros_like(uneven);
+  (void)uneven.forward(x, sequences, {4, 1}, cache);
+  (void)uneven.backward(dy, cache, gradients);
+  CHECK(trained_components<Attention<S>>(gradients) == std::vector<std::string>{"01110", "01110", "01", "01", "", "", "01", "01"});
+
+  for (const RankSlice rank : {RankSlice{1}, RankSlice{4}, RankSlice{5}}) {
+    const auto merged = uneven.merged(rank);
+    CHECK(gap(in_double(merged.forward(x, sequences, RankSlice::none())), in_double(uneven.forward(x, sequences, rank))) < 4 * rounding<S>);
+    CHECK(same_bits(merged.q.base.W, uneven.q.merged(rank).W));
+    CHECK(same_bits(merged.k.base.W, uneven.k.merged(rank.at_most(2)).W));
+    CHECK(same_bits(merged.v.base.W, uneven.v.base.W));
+    CHECK(same_bits(merged.o.base.W, uneven.o.merged(rank.at_most(2)).W));
+
+    const Matrix<S> whole = uneven.forward(x, rank);
+    KeyValueCache<S> past;
+    Matrix<S> y(12, 9);
+    for (Index i = 0; i < 9; ++i) y.col(i) = uneven.extend(x.col(i), rank, past);
+    CHECK(same_bits(y, whole));
+  }
+}
+
+TEST_CASE("the backward of an attention of different largest ranks is its derivative") {
+  Rng rng(4);
+  for (const RankSlice rank : {RankSlice{4}, RankSlice{5, 1}, RankSlice{4, 3}, RankSlice{2}, RankSlice{4, 4}}) {
+    const GradientReport report = check_gradients(uneven_attention<double>(), noise<double>(12, 6, 1), rank, rng, {}, Sequences({4, 2}));
+    INFO(report.where);
+    CHECK(report.error < 1e-6);
+  }
+}
+
+TEST_CASE("the largest rank of an attention is the largest that any of its adapters has") {
+  const Attention<float> uneven = uneven_attention<float>();
   const Matrix<float> x = noise<float>(12, 3, 1);
-  CHECK(uneven.max_rank() == 3);
-  CHECK(uneven.forward(x, uneven.max_rank()).allFinite());
   KeyValueCache<float> past;
-  CHECK_THROWS_SAYING(std::invalid_argument, uneven.forward(x, 4), "Attention::forward", "max_rank = 3", "got 4");
-  CHECK_THROWS_SAYING(std::invalid_argument, uneven.extend(x, 4, past), "Attention::extend", "max_rank = 3", "got 4");
-  CHECK_THROWS_SAYING(std::invalid_argument, uneven.merged(4), "Attention::merged", "max_rank = 3", "got 4");
+  CHECK_THROWS_SAYING(std::invalid_argument, uneven.forward(x, 6), "Attention::forward", "max_rank = 5", "got 6");
+  CHECK_THROWS_SAYING(std::invalid_argument, uneven.forward(x, BatchRanks::per_sample({1, 6, 1})), "Attention::forward", "max_rank = 5",
+                      "got 6");
+  CHECK_THROWS_SAYING(std::invalid_argument, uneven.extend(x, 6, past), "Attention::extend", "max_rank = 5", "got 6");
+  CHECK_THROWS_SAYING(std::invalid_argument, uneven.merged(6), "Attention::merged", "max_rank = 5", "got 6");
   CHECK(past.length() == 0);
   CHECK(MakeLayer<Attention<float>>::make(3, law_rank).max_rank() == law_rank);
   CHECK(MakeLayer<Attention<float, FrozenLinear<float>>>::make(0, law_rank).max_rank() == 0);
+}
+
+TEMPLATE_TEST_CASE("generation whose rank changes equals one forward with a rank per token bit for bit", "", float, double) {
+  using S = TestType;
+  const Matrix<S> x = noise<S>(5, 140, 1);
+  const std::vector<RankSlice> change{2, 2, 1, RankSlice::none(), {2, 1}};
+  for (const AttentionOptions options : {AttentionOptions{.heads = 4}, {.heads = 4, .key_value_heads = 2}}) {
+    const Attention<S> attention = attention_of<S>(12, options);
+    for (const Index piece : {1, 7, 64}) {
+      std::vector<RankSlice> ranks;
+      KeyValueCache<S> past;
+      Matrix<S> y(5, 140);
+      for (Index begin = 0; begin < 140; begin += piece) {
+        const Index n = std::min(piece, 140 - begin);
+        const RankSlice rank = change[static_cast<std::size_t>(begin / piece) % change.size()];
+        ranks.insert(ranks.end(), static_cast<std::size_t>(n), rank);
+        y.middleCols(begin, n) = attention.extend(x.middleCols(begin, n), rank, past);
+      }
+      CHECK(same_bits(y, attention.forward(x, BatchRanks::per_sample(ranks))));
+    }
+  }
+}
+
+// Over several tiles, and with more tokens than a product adds up in one block.
+TEMPLATE_TEST_CASE("a sequence at a rank of its own is what it is apart from its batch", "", float, double) {
+  using S = TestType;
+  const std::vector<Index> lengths{3, 1, 300, 64, 20};
+  const Sequences sequences(lengths);
+  const std::vector<RankSlice> ranks{2, RankSlice::none(), 1, {2, 2}, {2, 1}};
+  const Matrix<S> x = noise<S>(5, sequences.tokens(), 1), dy = noise<S>(5, sequences.tokens(), 2);
+  for (const AttentionOptions options : settings) {
+    const Attention<S> attention = attention_of<S>(60, options);
+    typename Attention<S>::Cache cache, alone;
+    auto gradients = zeros_like(attention), apart = zeros_like(attention);
+    const Matrix<S> y = attention.forward(x, sequences, BatchRanks::per_sequence(sequences, ranks), cache);
+    const Matrix<S> dx = attention.backward(dy, cache, gradients);
+    for (Index s = 0; s < sequences.count(); ++s) {
+      const Index begin = sequences.begin(s), n = sequences.length(s);
+      const auto rank = ranks[static_cast<std::size_t>(s)];
+      CHECK(same_bits(attention.forward(x.middleCols(begin, n), rank, alone), Matrix<S>(y.middleCols(begin, n))));
+      CHECK(same_bits(attention.backward(dy.middleCols(begin, n), alone, apart), Matrix<S>(dx.middleCols(begin, n))));
+    }
+    CHECK(same_bits(values<Attention<S>>(gradients), values<Attention<S>>(apart)));
+    CHECK(trained_components<Attention<S>>(gradients) == trained_components<Attention<S>>(apart));
+  }
 }
 
 TEST_CASE("an attention refuses projections that do not fit each other and heads that do not divide") {

@@ -120,9 +120,11 @@ struct Ragged : A {
   using typename A::Cache;
   using typename A::Gradients;
 
-  Matrix<S> forward(ConstMatrixRef<S> x, RankSlice rank) const { return A::forward(x, divided(x), rank); }
-  Matrix<S> forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache) const { return A::forward(x, divided(x), rank, cache); }
-  void forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache, MatrixRef<S> y) const { A::forward(x, divided(x), rank, cache, y); }
+  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const { return A::forward(x, divided(x), ranks); }
+  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const { return A::forward(x, divided(x), ranks, cache); }
+  void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    A::forward(x, divided(x), ranks, cache, y);
+  }
   auto merged(RankSlice rank) const { return Ragged<decltype(A::merged(rank))>{A::merged(rank)}; }
 
  private:

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <string>
 
+#include "dylora/core/adapter_ranks.hpp"
 #include "support/catch.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"
@@ -32,7 +33,9 @@ struct Faulty : LowRank<double> {
   using Ref = ConstMatrixRef<double>;
 
   void add_backward(Ref x, Ref dy, const Cache& cache, Gradients& gradients, MatrixRef<double> dx) const {
-    const Index b = cache.rank.active, t = cache.rank.trainable_from;
+    RankSlice rank = RankSlice::none();
+    cache.ranks.for_each_run(dy.cols(), [&](Index, Index, RankSlice only) { rank = only; });
+    const Index b = rank.active, t = rank.trainable_from;
     if (fault == Fault::assigns_A) gradients.A.middleRows(t, b - t).setZero();
     if (fault == Fault::assigns_dx) dx.setZero();
     const RowMatrix<double> before = gradients.A;
@@ -94,6 +97,24 @@ TEST_CASE("touching a component outside of the slice is reported however little"
   CHECK(is_at(check<Fault::touches_inactive>(), "lora_B (not trained)(1, 4)"));
   CHECK(std::isinf(check<Fault::touches_frozen>().error));
   CHECK(is_at(check<Fault::touches_frozen>(), "lora_A (not trained)(0, 3)"));
+}
+
+TEST_CASE("a slice that trains nothing is held to it") {
+  CHECK(check<Fault::none>({3, 3}).error < 1e-7);
+  CHECK(check<Fault::none>({3, 3}).entries == 7 * 4 + 5 * 7 + 6 * 5);
+  CHECK(check<Fault::assigns_dx>({3, 3}).error > 0.01);
+  CHECK(std::isinf(check<Fault::touches_frozen>({3, 3}).error));
+  CHECK(std::isinf(check<Fault::notes_too_much>({3, 3}).error));
+}
+
+TEST_CASE("an adapter that was cut is checked at ranks above what it has") {
+  auto adapter = make_adapter<LowRank<double>>(7, 6, 5, 1);
+  randomize<LowRank<double>>(adapter, 2);
+  truncate(adapter, 2);
+  Rng rng(3);
+  const GradientReport report = check_gradients(adapter, noise<double>(7, 4, 4), {4, 1}, rng);
+  CHECK(report.error < 1e-7);
+  CHECK(report.entries == 7 * 4 + 2 * 7 + 6 * 2);
 }
 
 TEST_CASE("a NaN is reported") {

@@ -5,9 +5,13 @@
 #include <span>
 #include <vector>
 
+#include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/rank_sampler.hpp"
+#include "dylora/core/sequences.hpp"
 #include "dylora/train/adamw.hpp"
 #include "dylora/train/loss.hpp"
+#include "dylora/train/rank_groups.hpp"
+#include "dylora/train/rank_plan.hpp"
 #include "dylora/train/train_step.hpp"
 #include "support/catch.hpp"
 #include "support/make.hpp"
@@ -127,9 +131,12 @@ TEST_CASE("a steady training loop of a linear layer allocates nothing as large a
   const Matrix<float> x = noise<float>(in, samples, 2), target = noise<float>(out, samples, 3);
   Matrix<float> y(out, samples), dy(out, samples), dx(in, samples);
   const Heap heap = steady([&] {
-    (void)train_step(layer, optimizer, gradients, 3, UniformRank{1, 8}, rng, [&](Index i, RankSlice rank, double weight) {
+    const StepRanks plan = FreshRanks(UniformRank{1, 8}, 4)(optimizer.steps(), rng);
+    (void)train_step(layer, optimizer, gradients, plan, [&](Index i, RankSlice rank, double weight) {
       const Index n = i == 1 ? samples / 2 : samples;  // and the batch varies as well
-      layer.forward(x.leftCols(n), rank, cache, y.leftCols(n));
+      // The third has a rank for each sample.
+      const BatchRanks ranks = i == 2 ? batch_ranks(divide(Sandwich(1, 8)(0, rng), n), Sequences::equal(n, 1)) : BatchRanks(rank);
+      layer.forward(x.leftCols(n), ranks, cache, y.leftCols(n));
       const double loss = mse<float>(y.leftCols(n), target.leftCols(n), dy.leftCols(n), weight);
       layer.backward(dy.leftCols(n), cache, gradients, dx.leftCols(n));
       return loss;
@@ -155,10 +162,13 @@ TEST_CASE("a steady training loop of an attention allocates nothing as large as 
   std::vector<Index> targets(static_cast<std::size_t>(sequences.tokens()), 3);
   Matrix<float> y(features, sequences.tokens()), dx = y;
   const Heap heap = steady([&] {
-    (void)train_step(attention, optimizer, gradients, 3, FrozenPrefix{UniformRank{1, 8}}, rng, [&](Index i, RankSlice rank, double weight) {
+    const StepRanks plan = FreshRanks(FrozenPrefix{UniformRank{1, 8}}, 3)(optimizer.steps(), rng);
+    (void)train_step(attention, optimizer, gradients, plan, [&](Index i, RankSlice rank, double weight) {
       const Sequences& batch = i == 1 ? shorter : sequences;
       const Index n = batch.tokens();
-      attention.forward(x.leftCols(n), batch, rank, cache, y.leftCols(n));
+      const BatchRanks ranks =  // the third has a rank for each sequence
+          i == 2 ? batch_ranks(divide(FreshRanks(UniformRank{1, 8}, batch.count())(0, rng), batch.count()), batch) : BatchRanks(rank);
+      attention.forward(x.leftCols(n), batch, ranks, cache, y.leftCols(n));
       const std::span<const Index> wanted(targets.data(), static_cast<std::size_t>(n));
       const double loss = cross_entropy<float>(y.leftCols(n), wanted, y.leftCols(n), {.weight = weight});
       attention.backward(y.leftCols(n), cache, gradients, dx.leftCols(n));

@@ -8,6 +8,7 @@
 #include <optional>
 #include <utility>
 
+#include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/buffer.hpp"
 #include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
@@ -66,9 +67,9 @@ struct Dropout {
   Index max_rank() const { return inner.max_rank(); }
 
   /// y += Δ(M ∘ x). As the inner adapter's, with a pass over x for the mask, four elements of which cost one random word.
-  void add_forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache, MatrixRef<S> y) const {
+  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     cache.dropped = cache.rng.has_value() && threshold() > 0;
-    if (!cache.dropped) return inner.add_forward(x, rank, cache.inner, y);
+    if (!cache.dropped) return inner.add_forward(x, ranks, cache.inner, y);
     auto kept = cache.kept.resize(x.rows(), x.cols());
     std::uint64_t word = 0;
     for (Index i = 0; i < kept.size(); ++i, word >>= 16) {
@@ -76,7 +77,7 @@ struct Dropout {
       kept.data()[i] = (word & 0xffff) >= threshold();
     }
     cache.x.resize(x.rows(), x.cols()) = kept.array().template cast<bool>().select(gain() * x.array(), S(0));
-    inner.add_forward(cache.x.view(), rank, cache.inner, y);
+    inner.add_forward(cache.x.view(), ranks, cache.inner, y);
   }
 
   /// dx += M ∘ ∂Δ/∂(M ∘ x); gradients += those of the inner adapter at M ∘ x.

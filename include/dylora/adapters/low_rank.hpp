@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/buffer.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
@@ -36,7 +37,8 @@ struct LowRankOptions {
 ///     adapter.add_backward(x, dy, cache, gradients, dx);
 ///
 /// Component i is row i of A and column i of B, each contiguous: a rank-b adapter is a prefix of both buffers. Components outside the
-/// active ones are neither read nor written.
+/// active ones are neither read nor written. An adapter cut to its first b components still accepts every rank up to max_rank, and computes
+/// at those above b what it did at b.
 template <std::floating_point S>
 struct LowRank {
   using Scalar = S;
@@ -50,13 +52,13 @@ struct LowRank {
 
   /// Filled by one add_forward, read by any number of add_backward.
   struct Cache {
-    RankSlice rank = RankSlice::none();
+    BatchRanks ranks = RankSlice::none();
     Index samples = 0;
-    Buffer<S> h;  // A_b x
+    Buffer<S> h;  // A_b x, highest rank × n
   };
 
-  RowMatrix<S> A;  // R × in
-  Matrix<S> B;     // out × R
+  RowMatrix<S> A;  // components × in
+  Matrix<S> B;     // out × components
   Options options;
 
   /// Fresh: A Kaiming-uniform with a = √5, which is U(−1/√in, 1/√in); B = 0.
@@ -77,29 +79,34 @@ struct LowRank {
 
   Index in_features() const { return A.cols(); }
   Index out_features() const { return B.rows(); }
-  Index max_rank() const { return A.rows(); }
-  S scale(Index rank) const { return static_cast<S>(options.scale(options.alpha, rank, max_rank())); }
+  Index max_rank() const { return options.max_rank; }
+  Index components() const { return A.rows(); }  ///< max_rank, or fewer once cut (core/adapter_ranks.hpp)
+  S scale(Index rank) const { return static_cast<S>(options.scale(options.alpha, rank, options.max_rank)); }
 
-  /// y += s(b) · B_b · A_b · x, where b = rank.active.
+  /// y += s(b) · B_b · A_b · x, where b is the rank of each column.
   ///
   /// x in × n, keep it until add_backward; y out × n, added to; cache overwritten.
   /// Throws ShapeError if x or y do not fit, std::invalid_argument if b > max_rank. Costs 2·b·n·(in + out) flops; allocates only when
   /// the cache grows.
-  void add_forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache, MatrixRef<S> y) const {
-    rank = checked(rank, "LowRank::add_forward");
+  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    check_factors();
+    require_ranks(ranks, x.cols(), max_rank(), "LowRank::add_forward");
     require_equal(x.rows(), in_features(), "LowRank::add_forward: rows of x");
     require_equal(y.rows(), out_features(), "LowRank::add_forward: rows of y");
     require_equal(y.cols(), x.cols(), "LowRank::add_forward: samples in y");
-    const Index b = rank.active;
-    cache.rank = rank;
+    cache.ranks = ranks.at_most(components());
     cache.samples = x.cols();
-    if (b == 0) return;
-    auto h = cache.h.resize(b, x.cols());
-    set_product(h, A.topRows(b), x);
-    add_product(y, B.leftCols(b), h, scale(b));
+    auto h = cache.h.resize(cache.ranks.highest(), x.cols());
+    cache.ranks.for_each_run(x.cols(), [&](Index begin, Index n, RankSlice rank) {
+      const Index b = rank.active;
+      if (b == 0) return;
+      auto h_b = h.block(0, begin, b, n);
+      set_product(h_b, A.topRows(b), x.middleCols(begin, n));
+      add_product(y.middleCols(begin, n), B.leftCols(b), h_b, scale(b));
+    });
   }
 
-  /// The vector-Jacobian product of add_forward at the cached rank. With s = s(b), h = A_b x and the slice [t, b) trained:
+  /// The vector-Jacobian product of add_forward at the cached ranks, run after run. With s = s(b), h = A_b x and the slice [t, b) trained:
   ///
   ///     y = s B_b h         dB[:, t:b] += s · dy · h[t:b]ᵀ      dh = s · B_bᵀ · dy
   ///     h = A_b x           dA[t:b, :] += dh[t:b] · xᵀ          dx += A_bᵀ · dh
@@ -115,23 +122,33 @@ struct LowRank {
     require_equal(dx.cols(), dy.cols(), "LowRank::add_backward: samples in dx");
     detail::require_gradient(gradients.A, A, RankAxis::rows, "LowRank::add_backward: gradient of", "lora_A");
     detail::require_gradient(gradients.B, B, RankAxis::cols, "LowRank::add_backward: gradient of", "lora_B");
-    const RankSlice rank = checked(cache.rank, "LowRank::add_backward: the cache");
-    const Index b = rank.active, t = rank.trainable_from, trained = rank.trainable();
-    if (b == 0) return;
-    require_equal(cache.h.rows(), b, "LowRank::add_backward: rank of the cached h");
+    check_factors();
+    const BatchRanks& ranks = cache.ranks;
+    require_ranks(ranks, dy.cols(), components(), "LowRank::add_backward: the cache");
+    require_in_range(ranks.highest(), 0, components(), "LowRank::add_backward: rank of the cache");  // cut to nothing since
+    require_equal(cache.h.rows(), ranks.highest(), "LowRank::add_backward: rank of the cached h");
     const auto h = cache.h.view();
-    auto dh = gradients.dh.resize(b, dy.cols());
-    add_product(gradients.B.middleCols(t, trained), dy, h.middleRows(t, trained).transpose(), scale(b));
-    set_product(dh, B.leftCols(b).transpose(), dy, scale(b));
-    add_product(gradients.A.middleRows(t, trained), dh.middleRows(t, trained), x.transpose());
-    add_product(dx, A.topRows(b).transpose(), dh);
-    gradients.A.components.insert(rank);
-    gradients.B.components.insert(rank);
+    ranks.for_each_run(dy.cols(), [&](Index begin, Index n, RankSlice rank) {
+      const Index b = rank.active, t = rank.trainable_from, trained = rank.trainable();
+      if (b == 0) return;
+      const auto x_b = x.middleCols(begin, n), dy_b = dy.middleCols(begin, n);
+      auto dh = gradients.dh.resize(b, n);
+      set_product(dh, B.leftCols(b).transpose(), dy_b, scale(b));
+      if (trained > 0) {
+        add_product(gradients.B.middleCols(t, trained), dy_b, h.block(t, begin, trained, n).transpose(), scale(b));
+        add_product(gradients.A.middleRows(t, trained), dh.middleRows(t, trained), x_b.transpose());
+      }
+      add_product(dx.middleCols(begin, n), A.topRows(b).transpose(), dh);
+      gradients.A.components.insert(rank);
+      gradients.B.components.insert(rank);
+    });
   }
 
   /// Δ_b as a matrix: s(b) · B_b · A_b, out × in.
   Matrix<S> delta(RankSlice rank) const {
-    const Index b = checked(rank, "LowRank::delta").active;
+    check_factors();
+    require_ranks(rank, in_features(), max_rank(), "LowRank::delta");
+    const Index b = rank.at_most(components()).active;
     Matrix<S> result(out_features(), in_features());
     set_product(result, B.leftCols(b), A.topRows(b), b > 0 ? scale(b) : S(0));
     return result;
@@ -144,11 +161,10 @@ struct LowRank {
   }
 
  private:
-  /// The slice that a call computes with. A and B are public, hence the look at both.
-  RankSlice checked(RankSlice rank, std::string_view what) const {
+  /// A and B are public.
+  void check_factors() const {
     require_equal(B.cols(), A.rows(), "LowRank: columns of B (rank) against rows of A");
-    require_rank(rank, max_rank(), what);
-    return max_rank() == 0 ? RankSlice::none() : rank;
+    require_in_range(A.rows(), 0, options.max_rank, "LowRank: components, against options.max_rank");
   }
 
   void require_alpha() const {

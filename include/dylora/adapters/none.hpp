@@ -3,6 +3,7 @@
 
 #include <concepts>
 
+#include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/rank.hpp"
 #include "dylora/core/types.hpp"
 
@@ -25,7 +26,7 @@ struct NoAdapter {
   Index out_features() const { return out_features_; }
   Index max_rank() const { return 0; }
 
-  void add_forward(ConstMatrixRef<S> /*x*/, RankSlice /*rank*/, Cache& /*cache*/, MatrixRef<S> /*y*/) const {}
+  void add_forward(ConstMatrixRef<S> /*x*/, const BatchRanks& /*ranks*/, Cache& /*cache*/, MatrixRef<S> /*y*/) const {}
   void add_backward(ConstMatrixRef<S> /*x*/, ConstMatrixRef<S> /*dy*/, const Cache& /*cache*/, Gradients& /*gradients*/,
                     MatrixRef<S> /*dx*/) const {}
 

@@ -3,6 +3,7 @@
 
 #include <concepts>
 
+#include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/rank.hpp"
 #include "dylora/core/types.hpp"
@@ -31,17 +32,18 @@ template <class T>
 concept Trainable =
     requires(T& trained, typename T::Gradients& gradients) { T::zip_parameters([](Parameter, auto&, auto&) {}, trained, gradients); };
 
-/// A trainable correction Δ of a frozen weight. Both verbs add into their outputs.
+/// A trainable correction Δ of a frozen weight. Both verbs add into their outputs. Its parameters may be cut to their first b components
+/// (core/adapter_ranks.hpp): it then still accepts every rank up to max_rank, and computes at those above b what it does at b.
 template <class A>
-concept Adapter =
-    Trainable<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, MatrixRef<typename A::Scalar> out, RankSlice rank,
-                             typename A::Cache& cache, const typename A::Cache& filled, typename A::Gradients& gradients) {
-      { adapter.in_features() } -> std::same_as<Index>;
-      { adapter.out_features() } -> std::same_as<Index>;
-      { adapter.max_rank() } -> std::same_as<Index>;
-      adapter.add_forward(in, rank, cache, out);             // (x, …, y)           y += Δ_rank(x)
-      adapter.add_backward(in, in, filled, gradients, out);  // (x, dy, …, dx)      gradients += ∂/∂θ, dx += ∂/∂x
-    };
+concept Adapter = Trainable<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, MatrixRef<typename A::Scalar> out,
+                                           const BatchRanks& ranks, typename A::Cache& cache, const typename A::Cache& filled,
+                                           typename A::Gradients& gradients) {
+  { adapter.in_features() } -> std::same_as<Index>;
+  { adapter.out_features() } -> std::same_as<Index>;
+  { adapter.max_rank() } -> std::same_as<Index>;
+  adapter.add_forward(in, ranks, cache, out);            // (x, …, y)           y += Δ(x), each column at its rank
+  adapter.add_backward(in, in, filled, gradients, out);  // (x, dy, …, dx)      gradients += ∂/∂θ, dx += ∂/∂x
+};
 
 /// An adapter that is linear in its input, so that it can be merged: delta(b) is Δ_b as an out × in matrix.
 template <class A>
@@ -50,32 +52,33 @@ concept MergeableAdapter = Adapter<A> && requires(const A& adapter, RankSlice ra
 };
 
 /// Something that maps and differentiates, and keeps what its backward needs in a cache that the caller owns: what users call, and what to
-/// model when writing a layer. max_rank is the largest rank that forward accepts, 0 if it has no adapter and takes any. Outputs must not
-/// overlap inputs. Backward is the vector-Jacobian product: the gradient of ⟨forward(x), dy⟩.
+/// model when writing a layer. max_rank is the largest rank that forward accepts, 0 if it has no adapter and takes any; a part of it that
+/// has fewer components uses all it has. Outputs must not overlap inputs. Backward is the vector-Jacobian product: the gradient of ⟨forward(x), dy⟩.
 template <class L>
-concept Layer =
-    Trainable<L> && requires(const L& layer, ConstMatrixRef<typename L::Scalar> in, MatrixRef<typename L::Scalar> out, RankSlice rank,
-                             typename L::Cache& cache, const typename L::Cache& filled, typename L::Gradients& gradients) {
-      { layer.in_features() } -> std::same_as<Index>;
-      { layer.out_features() } -> std::same_as<Index>;
-      { layer.max_rank() } -> std::same_as<Index>;
-      { layer.forward(in, rank) } -> std::same_as<Matrix<typename L::Scalar>>;
-      { layer.forward(in, rank, cache) } -> std::same_as<Matrix<typename L::Scalar>>;
-      { layer.backward(in, filled, gradients) } -> std::same_as<Matrix<typename L::Scalar>>;
-      layer.forward(in, rank, cache, out);
-      layer.backward(in, filled, gradients, out);
-    };
+concept Layer = Trainable<L> &&
+                requires(const L& layer, ConstMatrixRef<typename L::Scalar> in, MatrixRef<typename L::Scalar> out, const BatchRanks& ranks,
+                         typename L::Cache& cache, const typename L::Cache& filled, typename L::Gradients& gradients) {
+                  { layer.in_features() } -> std::same_as<Index>;
+                  { layer.out_features() } -> std::same_as<Index>;
+                  { layer.max_rank() } -> std::same_as<Index>;
+                  { layer.forward(in, ranks) } -> std::same_as<Matrix<typename L::Scalar>>;
+                  { layer.forward(in, ranks, cache) } -> std::same_as<Matrix<typename L::Scalar>>;
+                  { layer.backward(in, filled, gradients) } -> std::same_as<Matrix<typename L::Scalar>>;
+                  layer.forward(in, ranks, cache, out);
+                  layer.backward(in, filled, gradients, out);
+                };
 
 /// A layer that can also work on an input which the caller keeps, so that an activation read by several projections is stored once: what
-/// to model, besides Layer, for use inside a composite such as Attention.
+/// to model, besides Layer, for use inside a composite such as Attention. The parts of one composite may have different numbers of
+/// components, so apply takes a rank above max_rank as all there are.
 template <class P>
 concept Projection = Trainable<P> && requires(const P& projection, ConstMatrixRef<typename P::Scalar> in, MatrixRef<typename P::Scalar> out,
-                                              RankSlice rank, typename P::ProjectionCache& cache, const typename P::ProjectionCache& filled,
-                                              typename P::Gradients& gradients) {
+                                              const BatchRanks& ranks, typename P::ProjectionCache& cache,
+                                              const typename P::ProjectionCache& filled, typename P::Gradients& gradients) {
   { projection.in_features() } -> std::same_as<Index>;
   { projection.out_features() } -> std::same_as<Index>;
   { projection.max_rank() } -> std::same_as<Index>;
-  projection.apply(in, rank, cache, out);                   // (x, …, y)         y = projection(x)
+  projection.apply(in, ranks, cache, out);                  // (x, …, y)         y = projection(x)
   projection.add_backward(in, in, filled, gradients, out);  // (x, dy, …, dx)    gradients += ∂/∂θ, dx += ∂/∂x
 };
 

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -17,6 +16,7 @@ namespace dylora {
 ///
 ///     layer.forward(x, 4)                  rank 4, nested: components 0..3 learn
 ///     layer.forward(x, {4, 3})             rank 4, frozen mode: only component 3 learns
+///     layer.forward(x, {4, 4})             rank 4, nothing learns, but gradient passes through
 ///     layer.forward(x, RankSlice::none())  the frozen base alone
 ///
 /// DyLoRA, arXiv 2210.07558, section 4: b = active; nested and "frozen" update rules. Blocks of u components are {(k+1)u, ku}.
@@ -24,13 +24,13 @@ struct RankSlice {
   Index active;
   Index trainable_from = 0;
 
-  /// Throws std::invalid_argument unless 1 ≤ active and 0 ≤ trainable_from < active; the adapter checks active ≤ max_rank.
+  /// Throws std::invalid_argument unless 1 ≤ active and 0 ≤ trainable_from ≤ active; the adapter checks active ≤ max_rank.
   constexpr RankSlice(Index active_, Index trainable_from_ = 0) : active(active_), trainable_from(trainable_from_) {
     if (active < 1) {
       throw std::invalid_argument("rank: expected at least 1 (RankSlice::none() runs without the adapter), got " + std::to_string(active));
     }
-    if (trainable_from < 0 || trainable_from >= active) {
-      throw std::invalid_argument("trainable_from: expected a value in [0, " + std::to_string(active - 1) + "], got " +
+    if (trainable_from < 0 || trainable_from > active) {
+      throw std::invalid_argument("trainable_from: expected a value in [0, " + std::to_string(active) + "], got " +
                                   std::to_string(trainable_from));
     }
   }
@@ -39,28 +39,18 @@ struct RankSlice {
   static constexpr RankSlice none() { return RankSlice(); }
 
   constexpr Index trainable() const { return active - trainable_from; }
+
+  /// The same among the first max_rank components: what an adapter makes of a rank that it does not reach.
+  constexpr RankSlice at_most(Index max_rank) const {
+    if (active <= max_rank) return *this;
+    return max_rank == 0 ? none() : RankSlice(max_rank, std::min(trainable_from, max_rank));
+  }
+
   constexpr bool operator==(const RankSlice&) const = default;
 
  private:
   constexpr RankSlice() : active(0) {}
 };
-
-/// Throws std::invalid_argument if the rank is above max_rank, where 0 means that there is no adapter and any rank will do.
-inline void require_rank(RankSlice rank, Index max_rank, std::string_view what) {
-  if (max_rank > 0 && rank.active > max_rank) {
-    throw std::invalid_argument(std::string(what) + ": rank: expected at most max_rank = " + std::to_string(max_rank) + ", got " +
-                                std::to_string(rank.active));
-  }
-}
-
-/// The largest rank that a composite accepts: the smallest of its parts', those without an adapter (0) aside.
-inline Index common_max_rank(std::initializer_list<Index> max_ranks) {
-  Index common = 0;
-  for (const Index max_rank : max_ranks) {
-    if (max_rank > 0 && (common == 0 || max_rank < common)) common = max_rank;
-  }
-  return common;
-}
 
 /// A set of components, kept beside a gradient: an optimiser must tell a component that did not take part from one whose gradient
 /// happens to be zero.

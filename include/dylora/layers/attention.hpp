@@ -1,10 +1,12 @@
 #ifndef DYLORA_LAYERS_ATTENTION_HPP
 #define DYLORA_LAYERS_ATTENTION_HPP
 
+#include <algorithm>
 #include <concepts>
 #include <string>
 #include <utility>
 
+#include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/buffer.hpp"
 #include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
@@ -82,43 +84,45 @@ struct Attention {
 
   Index in_features() const { return q.in_features(); }
   Index out_features() const { return o.out_features(); }
-  Index max_rank() const { return common_max_rank({q.max_rank(), k.max_rank(), v.max_rank(), o.max_rank()}); }
+  Index max_rank() const { return std::max({q.max_rank(), k.max_rank(), v.max_rank(), o.max_rank()}); }
   Index head_dim() const { return q.out_features() / options.heads; }
 
   /// x in × tokens, its columns divided by `sequences`; returns out × tokens; the cache is overwritten.
   /// Throws ShapeError if x and the sequences disagree, std::invalid_argument for the rank.
   /// Costs the four projections and 4·head_dim·heads flops per query and visible key.
-  Matrix<S> forward(ConstMatrixRef<S> x, const Sequences& sequences, RankSlice rank, Cache& cache) const {
+  Matrix<S> forward(ConstMatrixRef<S> x, const Sequences& sequences, const BatchRanks& ranks, Cache& cache) const {
     Matrix<S> y(out_features(), x.cols());
-    forward(x, sequences, rank, cache, y);
+    forward(x, sequences, ranks, cache, y);
     return y;
   }
 
   /// The same into the caller's y (out × tokens, overwritten); allocates only when the cache grows.
-  void forward(ConstMatrixRef<S> x, const Sequences& sequences, RankSlice rank, Cache& cache, MatrixRef<S> y) const {
+  void forward(ConstMatrixRef<S> x, const Sequences& sequences, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    cache.x.resize(in_features(), 0);  // if this call throws, the cache counts as not filled
     require_samples(x.cols(), "Attention::forward: x");
     require_equal(x.cols(), sequences.tokens(), "Attention::forward: tokens in x, against the sequences");
-    require_rank(rank, max_rank(), "Attention::forward");
-    cache.x.resize(in_features(), 0);  // if this call throws, the cache counts as not filled
-    q.apply(x, rank, cache.q, cache.Q.resize(q.out_features(), x.cols()));
-    k.apply(x, rank, cache.k, cache.K.resize(k.out_features(), x.cols()));
-    v.apply(x, rank, cache.v, cache.V.resize(v.out_features(), x.cols()));
+    require_ranks(ranks, x.cols(), max_rank(), "Attention::forward");
+    q.apply(x, ranks, cache.q, cache.Q.resize(q.out_features(), x.cols()));
+    k.apply(x, ranks, cache.k, cache.K.resize(k.out_features(), x.cols()));
+    v.apply(x, ranks, cache.v, cache.V.resize(v.out_features(), x.cols()));
     cache.sequences = sequences;
     auto context = cache.context.resize(q.out_features(), x.cols());
     split().forward(sequences, cache.Q.view(), cache.K.view(), cache.V.view(), context, cache.logsumexp.resize(x.cols(), options.heads));
-    o.apply(context, rank, cache.o, y);
+    o.apply(context, ranks, cache.o, y);
     cache.x.assign(x);
   }
 
-  Matrix<S> forward(ConstMatrixRef<S> x, const Sequences& sequences, RankSlice rank) const {
+  Matrix<S> forward(ConstMatrixRef<S> x, const Sequences& sequences, const BatchRanks& ranks) const {
     Cache scratch;
-    return forward(x, sequences, rank, scratch);
+    return forward(x, sequences, ranks, scratch);
   }
 
   /// x as one sequence.
-  Matrix<S> forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache) const { return forward(x, one_sequence(x), rank, cache); }
-  void forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache, MatrixRef<S> y) const { forward(x, one_sequence(x), rank, cache, y); }
-  Matrix<S> forward(ConstMatrixRef<S> x, RankSlice rank) const { return forward(x, one_sequence(x), rank); }
+  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const { return forward(x, one_sequence(x), ranks, cache); }
+  void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    forward(x, one_sequence(x), ranks, cache, y);
+  }
+  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const { return forward(x, one_sequence(x), ranks); }
 
   /// The vector-Jacobian product of the cached forward: gradients are added to; returns dx, in × tokens.
   /// Throws ShapeError if dy does not fit or the cache was not filled.
@@ -160,7 +164,7 @@ struct Attention {
     if (!options.causal)
       throw std::invalid_argument("Attention::extend: expected a causal attention; without it every token sees the future");
     require_samples(x.cols(), "Attention::extend: x");
-    require_rank(rank, max_rank(), "Attention::extend");
+    require_ranks(rank, x.cols(), max_rank(), "Attention::extend");
     Cache fresh;
     q.apply(x, rank, fresh.q, fresh.Q.resize(q.out_features(), x.cols()));
     k.apply(x, rank, fresh.k, fresh.K.resize(k.out_features(), x.cols()));
@@ -179,9 +183,10 @@ struct Attention {
       a.merged(rank), b.merged(rank), c.merged(rank), d.merged(rank);
     }
   {
-    require_rank(rank, max_rank(), "Attention::merged");
+    require_ranks(rank, in_features(), max_rank(), "Attention::merged");
     using Merged = FrozenLinear<S>;
-    return Attention<S, Merged>(Merged(q.merged(rank)), Merged(k.merged(rank)), Merged(v.merged(rank)), Merged(o.merged(rank)), options);
+    const auto frozen = [&](const auto& part) { return Merged(part.merged(rank.at_most(part.max_rank()))); };
+    return Attention<S, Merged>(frozen(q), frozen(k), frozen(v), frozen(o), options);
   }
 
   template <class F, class... T>

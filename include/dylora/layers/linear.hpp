@@ -6,6 +6,7 @@
 
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/adapters/none.hpp"
+#include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/buffer.hpp"
 #include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
@@ -66,26 +67,28 @@ struct Linear {
 
   /// y = W x + bias + Δ_b(x), for inference.
   ///
-  /// x in × n; b = rank.active ≤ max_rank; returns out × n.
+  /// x in × n; b ≤ max_rank, one for all columns or one for each run of them; returns out × n.
   /// Throws ShapeError if x does not fit or has no column, std::invalid_argument for the rank. Costs 2·n·(in·out + b·(in + out)) flops.
-  Matrix<S> forward(ConstMatrixRef<S> x, RankSlice rank) const {
+  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const {
+    require_ranks(ranks, x.cols(), max_rank(), "Linear::forward");
     ProjectionCache scratch;
     Matrix<S> y(out_features(), x.cols());
-    apply(x, rank, scratch, y);
+    apply(x, ranks, scratch, y);
     return y;
   }
 
   /// The same, and keeps in the cache (overwritten) what backward needs, a copy of x included.
-  Matrix<S> forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache) const {
+  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
     Matrix<S> y(out_features(), x.cols());
-    forward(x, rank, cache, y);
+    forward(x, ranks, cache, y);
     return y;
   }
 
   /// The same into the caller's y (out × n, overwritten); allocates only when the cache grows.
-  void forward(ConstMatrixRef<S> x, RankSlice rank, Cache& cache, MatrixRef<S> y) const {
+  void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     cache.x.resize(in_features(), 0);  // if this call throws, the cache counts as not filled
-    apply(x, rank, cache.adapter, y);
+    require_ranks(ranks, x.cols(), max_rank(), "Linear::forward");
+    apply(x, ranks, cache.adapter, y);
     cache.x.assign(x);
   }
 
@@ -108,14 +111,14 @@ struct Linear {
   }
 
   /// forward for a caller that keeps x itself, as composite layers do: y (out × n) is overwritten, the cache holds no copy of x.
-  void apply(ConstMatrixRef<S> x, RankSlice rank, ProjectionCache& cache, MatrixRef<S> y) const {
-    require_rank(rank, max_rank(), "Linear::forward");
+  /// A rank above max_rank means all components, since the parts of a composite may have different numbers of them.
+  void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, ProjectionCache& cache, MatrixRef<S> y) const {
     require_equal(x.rows(), in_features(), "Linear::forward: rows of x");
     require_samples(x.cols(), "Linear::forward: x");
     require_equal(y.rows(), out_features(), "Linear::forward: rows of y");
     require_equal(y.cols(), x.cols(), "Linear::forward: samples in y");
     base.apply(x, y);
-    adapter.add_forward(x, rank, cache, y);
+    adapter.add_forward(x, ranks.at_most(max_rank()), cache, y);
   }
 
   /// The backward of apply, with the same x: gradients and dx (in × n) are added to.

@@ -1,0 +1,85 @@
+#ifndef DYLORA_TRAIN_RANK_GROUPS_HPP
+#define DYLORA_TRAIN_RANK_GROUPS_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include "dylora/core/batch_ranks.hpp"
+#include "dylora/core/error.hpp"
+#include "dylora/core/rank.hpp"
+#include "dylora/core/sequences.hpp"
+#include "dylora/core/types.hpp"
+#include "dylora/train/rank_plan.hpp"
+
+/// The parts of a step as groups of sequences of one batch: one forward, one backward, every sequence at the rank of its group.
+///
+///     const std::vector<RankGroup> groups = divide(plan(step, rng), sequences.count());
+///     model.forward(x, sequences, batch_ranks(groups, sequences), cache, y);
+///     for (const RankGroup& group : groups) …   // the loss of its columns, its gradient times group.weight
+///     model.backward(dy, cache, gradients, dx);
+namespace dylora {
+
+/// A run of sequences of one batch that share a rank.
+struct RankGroup {
+  RankSlice rank;
+  Index first, count;  ///< sequences [first, first + count)
+  double weight;       ///< of the group's mean loss in the loss of the step
+
+  bool operator==(const RankGroup&) const = default;
+};
+
+/// Gives each part of a step its share of `sequences`, the highest rank first, parts of the same rank as one group: every part at least one
+/// sequence, then by its share, what is left over to the largest remainders. A part of weight 0 takes part and trains nothing. Throws std::invalid_argument if there are more parts than
+/// sequences, or a share is not a number in (0, 1].
+inline std::vector<RankGroup> divide(const StepRanks& ranks, Index sequences) {
+  StepRanks parts;
+  for (const RankShare& part : ranks) {
+    require_option(part.share > 0 && part.share <= 1, part.share, "divide: share", "a number in (0, 1]");
+    const auto same = std::find_if(parts.begin(), parts.end(), [&](const RankShare& other) { return other.rank == part.rank; });
+    if (same == parts.end()) {
+      parts.push_back(part);
+    } else {
+      same->share += part.share;
+      same->weight += part.weight;
+    }
+  }
+  require_in_range(static_cast<Index>(parts.size()), 1, sequences, "divide: parts of a step, against its sequences");
+  std::stable_sort(parts.begin(), parts.end(), [](const RankShare& a, const RankShare& b) { return a.rank.active > b.rank.active; });
+
+  double total = 0;
+  for (const RankShare& part : parts) total += part.share;
+  std::vector<RankGroup> groups;
+  std::vector<double> wanted;
+  Index left = sequences;
+  for (const RankShare& part : parts) {
+    wanted.push_back(part.share / total * static_cast<double>(sequences));
+    const Index count = std::max<Index>(1, static_cast<Index>(wanted.back()));
+    const bool idle = part.weight == 0 && part.rank.active > 0;
+    const RankSlice rank = idle ? RankSlice(part.rank.active, part.rank.active) : part.rank;
+    groups.push_back({rank, 0, count, part.weight});
+    left -= count;
+  }
+  for (; left != 0; left += left > 0 ? -1 : 1) {  // the group that is furthest from what it should have
+    std::size_t chosen = groups.size();
+    const auto lacks = [&](std::size_t i) { return wanted[i] - static_cast<double>(groups[i].count); };
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+      if (left < 0 && groups[i].count == 1) continue;
+      if (chosen == groups.size() || (left > 0 ? lacks(i) > lacks(chosen) : lacks(i) < lacks(chosen))) chosen = i;
+    }
+    groups[chosen].count += left > 0 ? 1 : -1;
+  }
+  for (std::size_t i = 1; i < groups.size(); ++i) groups[i].first = groups[i - 1].first + groups[i - 1].count;
+  return groups;
+}
+
+/// The ranks of a batch divided so. Throws ShapeError unless the groups cover the sequences.
+inline BatchRanks batch_ranks(const std::vector<RankGroup>& groups, const Sequences& sequences) {
+  std::vector<RankSlice> ranks;
+  for (const RankGroup& group : groups) ranks.insert(ranks.end(), static_cast<std::size_t>(group.count), group.rank);
+  return BatchRanks::per_sequence(sequences, ranks);
+}
+
+}  // namespace dylora
+
+#endif
