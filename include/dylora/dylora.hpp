@@ -4,6 +4,7 @@
 #include "dylora/adapters/dropout.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/adapters/none.hpp"
+#include "dylora/adapters/order_components.hpp"
 #include "dylora/analysis/rank_curve.hpp"
 #include "dylora/analysis/rank_search.hpp"
 #include "dylora/core/adapter_ranks.hpp"
