@@ -1,4 +1,4 @@
-# Sourced by tests/run.sh and examples/run.sh.
+# Sourced by tests/run.sh, examples/run.sh and benchmarks/run.sh.
 
 # present PACKAGE: whether what this Debian package brings is here, whoever brought it.
 present() {
@@ -10,6 +10,7 @@ present() {
     catch2) has_header catch2/catch_all.hpp catch2/catch.hpp ;;
     nlohmann-json3-dev) has_header nlohmann/json.hpp ;;
     libcli11-dev) has_header CLI/CLI.hpp ;;
+    gnuplot-nox) command -v gnuplot ;;
   esac >/dev/null
 }
 

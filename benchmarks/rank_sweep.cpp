@@ -1,0 +1,462 @@
+// One DyLoRA run against the search that it replaces: a LoRA trained at each rank, LoRA at the largest rank truncated, and DyLoRA trained once
+// in several ways, on the text model of the examples and on a regression with a known answer. Then the rank of each layer under a budget.
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <dylora/dylora.hpp>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "rank_sweep/contender.hpp"
+#include "rank_sweep/regression.hpp"
+#include "rank_sweep/report.hpp"
+#include "rank_sweep/store.hpp"
+#include "rank_sweep/text_task.hpp"
+
+namespace rank_sweep {
+
+using nlohmann::json;
+
+constexpr Index heads = 4;
+
+struct Options {
+  std::vector<std::string> text, pretrain{DYLORA_EIGEN_INCLUDE_DIR};
+  std::string folder = std::string(DYLORA_BUILD_DIR) + "/rank_sweep", base_folder = DYLORA_BUILD_DIR, json;
+  Index pretrain_steps = 1200;
+  Index width = 64, layers = 2, context = 64, max_rank = 8, windows = 16, steps = 1200, validation = 416;
+  std::vector<double> rates{3e-3, 6e-3, 1.2e-2, 2.4e-2};
+  int seeds = 3, workers = 0;
+  bool quick = false, fresh = false;
+};
+
+void declare(CLI::App& app, Options& o) {
+  app.add_flag("--quick", o.quick, "A third of the steps, two seeds, three rates and three ways of DyLoRA: within 4 minutes");
+  app.add_option("--json", o.json, "Write a report to this file");
+  app.add_option("--folder", o.folder, "Where finished runs, the CSV and the picture go; a run that was stopped goes on from there");
+  app.add_flag("--fresh", o.fresh, "Forget the finished runs");
+  app.add_option("--text", o.text, "Files or folders to adapt to (default: the licence texts of this system)");
+  app.add_option("--pretrain", o.pretrain, "Files or folders to pretrain the base on (default: Eigen's headers)");
+  app.add_option("--base-folder", o.base_folder, "Where the pretrained base is kept");
+  app.add_option("--pretrain-steps", o.pretrain_steps, "Steps of pretraining")->check(CLI::PositiveNumber);
+  app.add_option("--steps", o.steps, "Steps of each run")->check(CLI::Range(20, 1000000));
+  app.add_option("--windows", o.windows, "Windows in the batch of a step")->check(CLI::Range(16, 4096));
+  app.add_option("--rates", o.rates, "The grid of learning rates, the same for every contender; the first seed chooses")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--seeds", o.seeds, "Seeds")->check(CLI::PositiveNumber);
+  app.add_option("--max-rank", o.max_rank, "R")->check(CLI::Range(2, 64));
+  app.add_option("--width", o.width, "Width of the model")->check(CLI::Range(4, 4096));
+  app.add_option("--layers", o.layers, "Blocks of the model")->check(CLI::Range(1, 64));
+  app.add_option("--context", o.context, "Bytes in a window")->check(CLI::Range(1, 4096));
+  app.add_option("--validation", o.validation, "Windows of held-out text")->check(CLI::Range(32, 100000));
+  app.add_option("--workers", o.workers, "Runs at a time, each on one thread; 0 for as many as there are cores")
+      ->check(CLI::NonNegativeNumber);
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_expected_max() == 1) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);  // what comes later wins
+  }
+}
+
+/// The runs of contenders at learning rates and seeds.
+class Sweep {
+ public:
+  Sweep(const Options& options, const TextTask& task, Store& store, std::string prefix)
+      : options_(options), task_(task), store_(store), prefix_(std::move(prefix)) {}
+
+  /// Every contender with the first seed at each rate of the grid, then with the other seeds at the best of them: the one whose loss on the
+  /// half for choosing is lowest in the mean over the ranks it is trained for. Throws std::runtime_error if it diverged at all of them.
+  std::vector<Series> run(const std::vector<Contender>& contenders, bool highest_rank_only) {
+    std::vector<Entry> grid, rest;
+    for (const double lr : options_.rates) {
+      for (const Contender& contender : contenders) grid.push_back({&contender, lr, 1});
+    }
+    finish(grid);
+    std::vector<double> rates;
+    for (const Contender& contender : contenders) {
+      const std::size_t from = highest_rank_only ? static_cast<std::size_t>(contender.max_rank - 1) : 0;
+      double lowest = std::numeric_limits<double>::infinity(), best = 0;
+      for (const double lr : options_.rates) {
+        const auto losses = numbers(stored({&contender, lr, 1}).at("choosing"));
+        const double sum = std::accumulate(losses.begin() + static_cast<std::ptrdiff_t>(from), losses.end(), 0.0);
+        if (!(sum < lowest)) continue;
+        lowest = sum;
+        best = lr;
+      }
+      if (lowest == std::numeric_limits<double>::infinity()) {
+        throw std::runtime_error(contender.name + ": diverged at every learning rate");
+      }
+      rates.push_back(best);
+    }
+    return run(contenders, rates);
+  }
+
+  /// Every contender with each seed at a rate of its own.
+  std::vector<Series> run(const std::vector<Contender>& contenders, const std::vector<double>& rates) {
+    std::vector<Entry> entries;
+    for (int seed = 1; seed <= options_.seeds; ++seed) {
+      for (std::size_t i = 0; i < contenders.size(); ++i) entries.push_back({&contenders[i], rates[i], seed});
+    }
+    finish(entries);
+    std::vector<Series> all;
+    for (std::size_t i = 0; i < contenders.size(); ++i) all.push_back(series(contenders[i], rates[i]));
+    return all;
+  }
+
+ private:
+  struct Entry {
+    const Contender* contender;
+    double lr;
+    int seed;
+  };
+
+  void finish(const std::vector<Entry>& entries) {
+    std::vector<Job> jobs;
+    for (const Entry& entry : entries) {
+      jobs.push_back({prefix_ + run_name(entry), run_name(entry), [entry, this] {
+                        const TextRun run = run_text(task_, *entry.contender, entry.lr, static_cast<std::uint64_t>(entry.seed));
+                        return json{{"choosing", run.choosing}, {"judging", run.judging}, {"seconds", run.seconds}, {"flops", run.flops}};
+                      }});
+    }
+    do_jobs(std::move(jobs), store_, options_.workers);
+  }
+
+  Series series(const Contender& contender, double lr) const {
+    Series result;
+    result.name = contender.name;
+    result.lr = lr;
+    result.edge = lr == options_.rates.front() || lr == options_.rates.back();
+    result.steps = contender.steps;
+    const auto ranks = static_cast<std::size_t>(contender.max_rank);
+    result.mean.assign(ranks, 0);
+    result.low.assign(ranks, std::numeric_limits<double>::infinity());
+    result.high.assign(ranks, 0);
+    for (int seed = 1; seed <= options_.seeds; ++seed) {
+      const json& run = stored({&contender, lr, seed});
+      const auto losses = numbers(run.at("judging"));
+      for (std::size_t i = 0; i < ranks; ++i) {
+        result.mean[i] += losses[i] / options_.seeds;
+        result.low[i] = std::min(result.low[i], losses[i]);
+        result.high[i] = std::max(result.high[i], losses[i]);
+      }
+      result.seconds += run.at("seconds").get<double>() / options_.seeds;
+      result.flops += run.at("flops").get<double>() / options_.seeds;
+    }
+    return result;
+  }
+
+  static std::string run_name(const Entry& entry) {
+    std::ostringstream name;
+    name << entry.contender->name << ", " << entry.contender->steps << " steps, rate " << entry.lr << ", seed " << entry.seed;
+    return name.str();
+  }
+
+  const json& stored(const Entry& entry) const { return store_.at(prefix_ + run_name(entry)); }
+
+  /// JSON has no infinity: a diverged run is stored with nulls.
+  static std::vector<double> numbers(const json& values) {
+    std::vector<double> result;
+    for (const json& value : values) result.push_back(value.is_number() ? value.get<double>() : std::numeric_limits<double>::infinity());
+    return result;
+  }
+
+  const Options& options_;
+  const TextTask& task_;
+  Store& store_;
+  std::string prefix_;
+};
+
+/// Per-layer ranks of the recommended contender at the parameters of uniform rank R/2, chosen on one half of the held-out text and judged on
+/// the other.
+json per_layer(const TextTask& task, const Contender& contender, double lr, std::uint64_t seed) {
+  TextRun taken;
+  auto model = train_text(task, contender, lr, seed, taken);
+  if (!model) throw std::runtime_error(contender.name + ": diverged at its best rate");
+  TextTask::Model::Cache cache;
+  const Index uniform = contender.max_rank / 2;
+  const auto adapters = adapter_ranks(*model);
+  const double budget = total_cost(adapters, uniform, parameters_per_component);
+  const RankSearch search =
+      search_ranks(*model, {.budget = budget}, [&] { return text::mean_loss(*model, task.choosing, contender.max_rank, cache); });
+  json curve = json::array(), ranks;
+  for (const RankChoice& point : search.curve) curve.push_back({{"parameters", point.cost}, {"loss", point.loss}});
+  for (std::size_t i = 0; i < adapters.size(); ++i) ranks[adapters[i].name] = search.best.ranks[i];
+  const double uniform_loss = text::mean_loss(*model, task.judging, uniform, cache);
+  truncate_each(*model, search.best.ranks);
+  return {{"uniform_loss", uniform_loss},
+          {"chosen_loss", text::mean_loss(*model, task.judging, contender.max_rank, cache)},
+          {"uniform_parameters", budget},
+          {"parameters", search.best.cost},
+          {"evaluations", search.evaluations},
+          {"ranks", ranks},
+          {"curve", curve}};
+}
+
+/// Seconds of a step of `contender` over those of a LoRA step at R, the two taking turns: the median of the rounds, the lowest, the highest.
+std::vector<double> step_ratio(const TextTask& task, const Contender& contender, const Contender& reference) {
+  text::use_threads(1);
+  constexpr Index steps = 20;
+  constexpr int rounds = 15;
+  const auto seconds = [&](Contender chosen, Index from, std::uint64_t seed) {
+    chosen.plan = [plan = chosen.plan, from](Index step, Rng& rng) { return plan(from + step, rng); };
+    chosen.steps = steps;
+    chosen.ordered_before = 0;
+    TextRun taken;
+    (void)train_text(task, chosen, 1e-3, seed, taken);
+    return taken.seconds;
+  };
+  std::vector<double> ratios;
+  for (int round = -1; round < rounds; ++round) {
+    const auto seed = static_cast<std::uint64_t>(round + 2);
+    const double a = seconds(contender, contender.steps / 2, seed), b = seconds(reference, 0, seed);
+    if (round >= 0) ratios.push_back(a / b);  // the first warms up
+  }
+  std::sort(ratios.begin(), ratios.end());
+  return {ratios[ratios.size() / 2], ratios.front(), ratios.back()};
+}
+
+json regression(const Options& o, const std::vector<Contender>& searched, const std::vector<Contender>& dyloras) {
+  const Regression task(1);
+  const auto best = [&](const Contender& contender, Index from) {
+    std::vector<double> chosen;
+    double lowest = std::numeric_limits<double>::infinity();
+    for (const double lr : o.rates) {
+      const auto errors = task.errors(contender, lr, 1);
+      double sum = 0;
+      for (std::size_t i = static_cast<std::size_t>(from - 1); i < errors.size(); ++i) sum += errors[i];
+      if (sum < lowest || chosen.empty()) {
+        lowest = sum;
+        chosen = errors;
+      }
+    }
+    return chosen;
+  };
+  std::printf("\nregression with a known answer: error over that of the best approximation at each rank (1 is perfect)\n");
+  std::vector<double> dedicated;
+  for (const Contender& lora : searched) dedicated.push_back(best(lora, lora.max_rank).back());
+  json report{{"dedicated", dedicated}};
+  print_row("LoRA at each rank", dedicated, "%8.3f");
+  report["truncated"] = best(searched.back(), o.max_rank);
+  print_row("LoRA r=" + std::to_string(o.max_rank) + ", truncated", report["truncated"], "%8.3f");
+  for (const Contender& contender : dyloras) {
+    const auto errors = best(contender, 1);
+    print_row(contender.name, errors, "%8.3f");
+    report["dylora"].push_back({{"name", contender.name}, {"errors", errors}});
+  }
+  return report;
+}
+
+/// Everything besides the contender, the rate and the seed that a run depends on; the program itself included, as its checksum.
+std::string prefix_of(const Options& o, const TextTask& task, const std::string& program) {
+  std::ostringstream key;
+  std::string code;
+  try {
+    code = text::read_file(program);
+  } catch (const std::runtime_error&) {
+    // Started through a path: then the options alone have to tell runs apart.
+  }
+  key << std::hex << text::checksum(code.data(), code.size()) << ' '
+      << text::checksum(task.corpus.training.data(), task.corpus.training.size()) << ' '
+      << text::checksum(reinterpret_cast<const char*>(task.base.token_embedding.data()),
+                        sizeof(float) * static_cast<std::size_t>(task.base.token_embedding.size()))
+      << std::dec << " windows " << o.windows << " validation " << o.validation << " R " << o.max_rank << ": ";
+  return key.str();
+}
+
+int run(Options o, const std::string& program) {
+  const auto start = std::chrono::steady_clock::now();
+  if (o.quick) {
+    o.steps /= 3;
+    o.seeds = std::min(o.seeds, 2);
+    o.rates = {6e-3, 1.2e-2, 2.4e-2};
+  }
+  std::sort(o.rates.begin(), o.rates.end());
+  if (o.workers == 0) o.workers = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  if (o.width % heads != 0 || o.max_rank > o.width) {
+    throw std::invalid_argument("--width: expected a multiple of " + std::to_string(heads) + ", at least --max-rank " +
+                                std::to_string(o.max_rank) + ", got " + std::to_string(o.width));
+  }
+  if (!o.json.empty() && !std::ofstream(o.json, std::ios::app)) throw std::runtime_error("cannot write " + o.json);  // before the work
+  std::filesystem::create_directories(o.folder);
+  const std::filesystem::path folder = o.folder;
+  if (o.fresh) std::filesystem::remove(folder / "runs.jsonl");
+
+  const std::vector<std::string> paths = o.text.empty() ? text::default_text(DYLORA_LICENSE_FILE) : o.text;
+  const text::PretrainOptions pretrain{.config = {.context = o.context, .width = o.width, .layers = o.layers, .heads = heads},
+                                       .steps = o.pretrain_steps};
+  const TextTask task(text::pretrained_base(o.base_folder, pretrain, text::read_corpus(o.pretrain, o.context)),
+                      text::read_corpus(paths, o.context), o.windows, o.validation);
+  Store store(folder / "runs.jsonl");
+  const std::string prefix = prefix_of(o, task, program);
+
+  std::vector<Contender> searched;
+  for (Index rank = 1; rank <= o.max_rank; ++rank) searched.push_back(lora(rank, o.steps));
+  const std::vector<Contender> cut = truncated_loras(o.max_rank, o.steps), methods = dyloras(o.max_rank, o.steps, o.quick);
+  std::vector<Contender> longer;
+  if (!o.quick) longer = {recommended(o.max_rank, o.steps, 2), recommended(o.max_rank, o.steps, 3), recommended(o.max_rank, o.steps, 4)};
+
+  Sweep sweep(o, task, store, prefix);
+  const std::vector<Series> dedicated_runs = sweep.run(searched, true), method_runs = sweep.run(methods, false);
+  const auto chosen = static_cast<std::size_t>(
+      std::find_if(methods.begin(), methods.end(), [](const Contender& c) { return c.name == "recommended"; }) - methods.begin());
+  const Contender& recommended_method = methods[chosen];
+  const Series& recommended_series = method_runs[chosen];
+  const double top_rate = dedicated_runs.back().lr;  // cut LoRAs are the same training
+  const std::vector<Series> cut_runs = sweep.run(cut, std::vector<double>(cut.size(), top_rate));
+  const std::vector<Series> longer_runs = sweep.run(longer, std::vector<double>(longer.size(), recommended_series.lr));
+
+  TextTask::Model::Cache cache;
+  const double base = text::mean_loss(task.adapted(searched.back(), 1), task.judging, RankSlice::none(), cache);
+  Series truncated = dedicated_runs.back(), dedicated;
+  truncated.name += ", truncated";
+  dedicated.name = "LoRA at each rank";
+  double search_seconds = 0, search_flops = 0;
+  json dedicated_rates = json::array();
+  for (const Series& one : dedicated_runs) {
+    dedicated.mean.push_back(one.mean.back());
+    dedicated.low.push_back(one.low.back());
+    dedicated.high.push_back(one.high.back());
+    dedicated_rates.push_back(one.lr);
+    search_seconds += one.seconds;
+    search_flops += one.flops;
+  }
+  std::vector<Series> series{dedicated, truncated};
+  series.insert(series.end(), cut_runs.begin(), cut_runs.end());
+  const std::size_t first_method = series.size();
+  series.insert(series.end(), method_runs.begin(), method_runs.end());
+  series.insert(series.end(), longer_runs.begin(), longer_runs.end());
+
+  std::vector<Job> jobs;
+  const auto layer_key = [&](int seed) {
+    return prefix + "per layer, " + std::to_string(o.steps) + " steps, seed " + std::to_string(seed);
+  };
+  for (int seed = 1; seed <= o.seeds; ++seed) {
+    jobs.push_back({layer_key(seed), "ranks per layer, seed " + std::to_string(seed),
+                    [&, seed] { return per_layer(task, recommended_method, recommended_series.lr, static_cast<std::uint64_t>(seed)); }});
+  }
+  do_jobs(std::move(jobs), store, o.workers);
+
+  std::printf("\n%td × %td GPT, %td steps of %td windows of %td bytes, %d seeds; loss on held-out text, without adapter %.4f\n\n", o.layers,
+              o.width, o.steps, o.windows, o.context, o.seeds, base);
+  std::vector<double> ranks;
+  for (Index rank = 1; rank <= o.max_rank; ++rank) ranks.push_back(static_cast<double>(rank));
+  const auto ending = [](const Series& s) {
+    std::ostringstream end;
+    if (s.lr > 0) end << "   " << s.lr << (s.edge ? "*" : "");
+    return end.str();
+  };
+  print_row("loss at rank", ranks, "%8.0f", "   rate");
+  for (const Series& s : series) print_row(s.name, s.mean, "%8.4f", ending(s));
+  std::printf("\n");
+  print_row("± half the range over seeds", ranks, "%8.0f");
+  for (const Series& s : series) {
+    std::vector<double> spread;
+    for (std::size_t i = 0; i < s.mean.size(); ++i) spread.push_back((s.high[i] - s.low[i]) / 2);
+    print_row(s.name, spread, "%8.4f");
+  }
+  std::printf("\n");
+  print_row("% of the dedicated gain", ranks, "%8.0f", "   lowest   seconds");
+  json dylora_report = json::array(), truncated_report = json::array();
+  for (std::size_t i = 1; i < series.size(); ++i) {
+    const Series& s = series[i];
+    const auto shares = gain_share(base, s, dedicated);
+    char end[64];
+    std::snprintf(end, sizeof end, "  %7.1f  %8.2f", *std::min_element(shares.begin(), shares.end()), s.seconds);
+    print_row(s.name, shares, "%8.1f", end);
+    (i < first_method ? truncated_report : dylora_report)
+        .push_back({{"name", s.name},
+                    {"losses", s.mean},
+                    {"low", s.low},
+                    {"high", s.high},
+                    {"gain_share", shares},
+                    {"seconds", s.seconds},
+                    {"steps", s.steps},
+                    {"flops", s.flops},
+                    {"lr", s.lr}});
+  }
+  std::printf("* the rate is at the end of the grid\n");
+
+  const auto ratio = step_ratio(task, recommended_method, searched.back());
+  std::printf(
+      "\nthe search: %td LoRA runs, %.1f s and %.3g flops; one recommended run: %.1f s and %.3g flops; %.2f times and %.2f times less\n",
+      o.max_rank, search_seconds, search_flops, recommended_series.seconds, recommended_series.flops,
+      search_seconds / recommended_series.seconds, search_flops / recommended_series.flops);
+  std::printf("a recommended step over a LoRA step at rank %td: %.3f (%.3f to %.3f)\n", o.max_rank, ratio[0], ratio[1], ratio[2]);
+
+  json layers{{"seeds", json::array()}};
+  double uniform_loss = 0, chosen_loss = 0, parameters = 0, allowed = 0;
+  for (int seed = 1; seed <= o.seeds; ++seed) {
+    const json& one = store.at(layer_key(seed));
+    layers["seeds"].push_back(one);
+    uniform_loss += one["uniform_loss"].get<double>() / o.seeds;
+    chosen_loss += one["chosen_loss"].get<double>() / o.seeds;
+    parameters += one["parameters"].get<double>() / o.seeds;
+    allowed = one["uniform_parameters"].get<double>();
+  }
+  layers.update(
+      {{"uniform_loss", uniform_loss}, {"chosen_loss", chosen_loss}, {"parameters", parameters}, {"uniform_parameters", allowed}});
+  std::printf("ranks per layer at the %.0f parameters of uniform rank %td: loss %.4f with %.0f parameters, uniform %.4f\n", allowed,
+              o.max_rank / 2, chosen_loss, parameters, uniform_loss);
+
+  const json known_answer = regression(o, searched, methods);
+
+  write_csv(folder / "rank_sweep.csv", base, series);
+  std::printf("\ntable: %s\n", (folder / "rank_sweep.csv").string().c_str());
+  draw(folder, base, series);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::printf("%.0f s\n", seconds);
+  if (!o.json.empty()) {
+    const json report{{"base_loss", base},
+                      {"lora_truncated", truncated.mean},
+                      {"lora_truncated_ways", truncated_report},
+                      {"lora_dedicated", dedicated.mean},
+                      {"lora_dedicated_lr", dedicated_rates},
+                      {"dylora", dylora_report},
+                      {"recommended", recommended_method.name},
+                      {"search_seconds", search_seconds},
+                      {"search_flops", search_flops},
+                      {"search_over_one_run", search_seconds / recommended_series.seconds},
+                      {"step_over_lora_step", {{"median", ratio[0]}, {"low", ratio[1]}, {"high", ratio[2]}}},
+                      {"per_layer", layers},
+                      {"regression", known_answer},
+                      {"settings",
+                       {{"steps", o.steps},
+                        {"windows", o.windows},
+                        {"context", o.context},
+                        {"width", o.width},
+                        {"layers", o.layers},
+                        {"max_rank", o.max_rank},
+                        {"seeds", o.seeds},
+                        {"rates", o.rates},
+                        {"workers", o.workers},
+                        {"text", paths},
+                        {"pretrain", o.pretrain}}},
+                      {"seconds", seconds}};
+    std::ofstream out(o.json);
+    if (!(out << report.dump(2) << '\n') || !out.flush()) throw std::runtime_error("cannot write " + o.json);
+  }
+  return 0;
+}
+
+}  // namespace rank_sweep
+
+int main(int argc, char** argv) {
+  rank_sweep::Options options;
+  CLI::App app("Compare what one DyLoRA run gives at every rank with a LoRA trained at each");
+  app.option_defaults()->always_capture_default();
+  rank_sweep::declare(app, options);
+  CLI11_PARSE(app, argc, argv);
+  try {
+    return rank_sweep::run(options, argv[0]);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "rank_sweep: %s\n", error.what());
+    return 1;
+  }
+}
