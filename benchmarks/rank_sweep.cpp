@@ -10,6 +10,7 @@
 #include <dylora/dylora.hpp>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <sstream>
@@ -34,13 +35,13 @@ struct Options {
   std::string folder = std::string(DYLORA_BUILD_DIR) + "/rank_sweep", base_folder = DYLORA_BUILD_DIR, json;
   Index pretrain_steps = 1200;
   Index width = 64, layers = 2, context = 64, max_rank = 8, windows = 16, steps = 1200, validation = 416;
-  std::vector<double> rates{3e-3, 6e-3, 1.2e-2, 2.4e-2};
+  std::vector<double> rates{3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2};
   int seeds = 3, workers = 0;
   bool quick = false, fresh = false;
 };
 
 void declare(CLI::App& app, Options& o) {
-  app.add_flag("--quick", o.quick, "A third of the steps, two seeds, three rates and three ways of DyLoRA: within 4 minutes");
+  app.add_flag("--quick", o.quick, "400 steps, two seeds, three rates and three ways of DyLoRA unless told otherwise: within 4 minutes");
   app.add_option("--json", o.json, "Write a report to this file");
   app.add_option("--folder", o.folder, "Where finished runs, the CSV and the picture go; a run that was stopped goes on from there");
   app.add_flag("--fresh", o.fresh, "Forget the finished runs");
@@ -173,8 +174,8 @@ class Sweep {
   std::string prefix_;
 };
 
-/// Per-layer ranks of the recommended contender at the parameters of uniform rank R/2, chosen on one half of the held-out text and judged on
-/// the other.
+/// Per-layer ranks of the recommended contender at the parameters of uniform rank R/2: chosen on training text and the half for choosing, since
+/// a search among many choices fits a little text too well, and judged on the other half.
 json per_layer(const TextTask& task, const Contender& contender, double lr, std::uint64_t seed) {
   TextRun taken;
   auto model = train_text(task, contender, lr, seed, taken);
@@ -183,15 +184,20 @@ json per_layer(const TextTask& task, const Contender& contender, double lr, std:
   const Index uniform = contender.max_rank / 2;
   const auto adapters = adapter_ranks(*model);
   const double budget = total_cost(adapters, uniform, parameters_per_component);
-  const RankSearch search =
-      search_ranks(*model, {.budget = budget}, [&] { return text::mean_loss(*model, task.choosing, contender.max_rank, cache); });
+  auto seen = text::spread_batches(task.corpus.training, 512, 16, task.base.config.context);
+  seen.insert(seen.end(), task.choosing.begin(), task.choosing.end());
+  const RankSearch search = search_ranks(*model, {.budget = budget, .tried_exchanges = 24},
+                                         [&] { return text::mean_loss(*model, seen, contender.max_rank, cache); });
   json curve = json::array(), ranks;
   for (const RankChoice& point : search.curve) curve.push_back({{"parameters", point.cost}, {"loss", point.loss}});
   for (std::size_t i = 0; i < adapters.size(); ++i) ranks[adapters[i].name] = search.best.ranks[i];
-  const double uniform_loss = text::mean_loss(*model, task.judging, uniform, cache);
+  const double uniform_loss = text::mean_loss(*model, task.judging, uniform, cache),
+               uniform_seen = text::mean_loss(*model, seen, uniform, cache);
   truncate_each(*model, search.best.ranks);
   return {{"uniform_loss", uniform_loss},
           {"chosen_loss", text::mean_loss(*model, task.judging, contender.max_rank, cache)},
+          {"uniform_loss_seen", uniform_seen},
+          {"chosen_loss_seen", search.best.loss},
           {"uniform_parameters", budget},
           {"parameters", search.best.cost},
           {"evaluations", search.evaluations},
@@ -199,44 +205,59 @@ json per_layer(const TextTask& task, const Contender& contender, double lr, std:
           {"curve", curve}};
 }
 
-/// Seconds of a step of `contender` over those of a LoRA step at R, the two taking turns: the median of the rounds, the lowest, the highest.
-std::vector<double> step_ratio(const TextTask& task, const Contender& contender, const Contender& reference) {
+/// What one run costs beside the others, all in one process, on one thread, taking turns at places spread over the run.
+struct Cost {
+  std::vector<double> step_ratio;    ///< a step of the contender over one of the last LoRA, round by round, sorted
+  std::vector<double> search_ratio;  ///< the steps of all LoRAs over those of the contender, round by round, sorted
+
+  static double median(const std::vector<double>& sorted) { return sorted[sorted.size() / 2]; }
+};
+
+Cost measure_cost(const TextTask& task, const Contender& contender, const std::vector<Contender>& loras) {
   text::use_threads(1);
-  constexpr Index steps = 20;
-  constexpr int rounds = 15;
-  const auto seconds = [&](Contender chosen, Index from, std::uint64_t seed) {
-    chosen.plan = [plan = chosen.plan, from](Index step, Rng& rng) { return plan(from + step, rng); };
+  constexpr Index steps = 24;
+  constexpr int rounds = 16;
+  // A measure takes its steps evenly from the whole run, so that every phase of a plan is in it.
+  const auto seconds = [&](Contender chosen, int round) {
+    const Index whole = chosen.steps;
+    chosen.plan = [plan = chosen.plan, whole](Index step, Rng& rng) { return plan(step * whole / steps, rng); };
     chosen.steps = steps;
     chosen.ordered_before = 0;
     TextRun taken;
-    (void)train_text(task, chosen, 1e-3, seed, taken);
+    (void)train_text(task, chosen, 1e-3, static_cast<std::uint64_t>(round + 1), taken);
     return taken.seconds;
   };
-  std::vector<double> ratios;
-  for (int round = -1; round < rounds; ++round) {
-    const auto seed = static_cast<std::uint64_t>(round + 2);
-    const double a = seconds(contender, contender.steps / 2, seed), b = seconds(reference, 0, seed);
-    if (round >= 0) ratios.push_back(a / b);  // the first warms up
+  Cost cost;
+  (void)seconds(contender, 0);  // warms up
+  for (int round = 0; round < rounds; ++round) {
+    const double one = seconds(contender, round);
+    double search = 0, last = 0;
+    for (const Contender& lora : loras) search += last = seconds(lora, round);
+    cost.step_ratio.push_back(one / last);
+    cost.search_ratio.push_back(search / one);
   }
-  std::sort(ratios.begin(), ratios.end());
-  return {ratios[ratios.size() / 2], ratios.front(), ratios.back()};
+  std::sort(cost.step_ratio.begin(), cost.step_ratio.end());
+  std::sort(cost.search_ratio.begin(), cost.search_ratio.end());
+  return cost;
 }
 
 json regression(const Options& o, const std::vector<Contender>& searched, const std::vector<Contender>& dyloras) {
-  const Regression task(1);
+  // The mean over the seeds, at the rate that is best for the first.
   const auto best = [&](const Contender& contender, Index from) {
-    std::vector<double> chosen;
-    double lowest = std::numeric_limits<double>::infinity();
+    double chosen = o.rates.front(), lowest = std::numeric_limits<double>::infinity();
     for (const double lr : o.rates) {
-      const auto errors = task.errors(contender, lr, 1);
-      double sum = 0;
-      for (std::size_t i = static_cast<std::size_t>(from - 1); i < errors.size(); ++i) sum += errors[i];
-      if (sum < lowest || chosen.empty()) {
-        lowest = sum;
-        chosen = errors;
-      }
+      const auto errors = Regression(1).errors(contender, lr, 1);
+      const double sum = std::accumulate(errors.begin() + (from - 1), errors.end(), 0.0);
+      if (!(sum < lowest)) continue;
+      lowest = sum;
+      chosen = lr;
     }
-    return chosen;
+    std::vector<double> mean(static_cast<std::size_t>(contender.max_rank), 0);
+    for (int seed = 1; seed <= o.seeds; ++seed) {
+      const auto errors = Regression(static_cast<std::uint64_t>(seed)).errors(contender, chosen, static_cast<std::uint64_t>(seed));
+      for (std::size_t i = 0; i < mean.size(); ++i) mean[i] += errors[i] / o.seeds;
+    }
+    return mean;
   };
   std::printf("\nregression with a known answer: error over that of the best approximation at each rank (1 is perfect)\n");
   std::vector<double> dedicated;
@@ -253,29 +274,34 @@ json regression(const Options& o, const std::vector<Contender>& searched, const 
   return report;
 }
 
+Index windows_of(const std::vector<text::Batch>& batches) {
+  Index windows = 0;
+  for (const text::Batch& batch : batches) windows += batch.sequences.count();
+  return windows;
+}
+
 /// Everything besides the contender, the rate and the seed that a run depends on; the program itself included, as its checksum.
 std::string prefix_of(const Options& o, const TextTask& task, const std::string& program) {
   std::ostringstream key;
   std::string code;
-  try {
-    code = text::read_file(program);
-  } catch (const std::runtime_error&) {
-    // Started through a path: then the options alone have to tell runs apart.
+  for (const std::string& path : {std::string("/proc/self/exe"), program}) {
+    if (code.empty() && std::filesystem::is_regular_file(path)) code = text::read_file(path);
   }
+  if (code.empty()) std::printf("note: finished runs of an older program are not told from those of this one; --fresh forgets them\n");
   key << std::hex << text::checksum(code.data(), code.size()) << ' '
-      << text::checksum(task.corpus.training.data(), task.corpus.training.size()) << ' '
+      << text::checksum((task.corpus.training + task.corpus.validation).data(), task.corpus.bytes()) << ' '
       << text::checksum(reinterpret_cast<const char*>(task.base.token_embedding.data()),
                         sizeof(float) * static_cast<std::size_t>(task.base.token_embedding.size()))
       << std::dec << " windows " << o.windows << " validation " << o.validation << " R " << o.max_rank << ": ";
   return key.str();
 }
 
-int run(Options o, const std::string& program) {
+int run(Options o, const CLI::App& app, const std::string& program) {
   const auto start = std::chrono::steady_clock::now();
   if (o.quick) {
-    o.steps /= 3;
-    o.seeds = std::min(o.seeds, 2);
-    o.rates = {6e-3, 1.2e-2, 2.4e-2};
+    if (app.get_option("--steps")->count() == 0) o.steps = 400;
+    if (app.get_option("--seeds")->count() == 0) o.seeds = 2;
+    if (app.get_option("--rates")->count() == 0) o.rates = {6e-3, 1.2e-2, 2.4e-2};
   }
   std::sort(o.rates.begin(), o.rates.end());
   if (o.workers == 0) o.workers = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
@@ -288,7 +314,7 @@ int run(Options o, const std::string& program) {
   const std::filesystem::path folder = o.folder;
   if (o.fresh) std::filesystem::remove(folder / "runs.jsonl");
 
-  const std::vector<std::string> paths = o.text.empty() ? text::default_text(DYLORA_LICENSE_FILE) : o.text;
+  const std::vector<std::string> paths = o.text.empty() ? text::default_text(DYLORA_OWN_TEXT) : o.text;
   const text::PretrainOptions pretrain{.config = {.context = o.context, .width = o.width, .layers = o.layers, .heads = heads},
                                        .steps = o.pretrain_steps};
   const TextTask task(text::pretrained_base(o.base_folder, pretrain, text::read_corpus(o.pretrain, o.context)),
@@ -318,12 +344,14 @@ int run(Options o, const std::string& program) {
   truncated.name += ", truncated";
   dedicated.name = "LoRA at each rank";
   double search_seconds = 0, search_flops = 0;
-  json dedicated_rates = json::array();
+  json dedicated_rates = json::array(), dedicated_edges = json::array();
   for (const Series& one : dedicated_runs) {
     dedicated.mean.push_back(one.mean.back());
     dedicated.low.push_back(one.low.back());
     dedicated.high.push_back(one.high.back());
     dedicated_rates.push_back(one.lr);
+    dedicated_edges.push_back(one.edge);
+    dedicated.edge = dedicated.edge || one.edge;
     search_seconds += one.seconds;
     search_flops += one.flops;
   }
@@ -335,7 +363,10 @@ int run(Options o, const std::string& program) {
 
   std::vector<Job> jobs;
   const auto layer_key = [&](int seed) {
-    return prefix + "per layer, " + std::to_string(o.steps) + " steps, seed " + std::to_string(seed);
+    std::ostringstream key;
+    key << prefix << "ranks per layer, " << recommended_method.name << ", " << o.steps << " steps, rate " << recommended_series.lr
+        << ", seed " << seed;
+    return key.str();
   };
   for (int seed = 1; seed <= o.seeds; ++seed) {
     jobs.push_back({layer_key(seed), "ranks per layer, seed " + std::to_string(seed),
@@ -343,13 +374,16 @@ int run(Options o, const std::string& program) {
   }
   do_jobs(std::move(jobs), store, o.workers);
 
-  std::printf("\n%td × %td GPT, %td steps of %td windows of %td bytes, %d seeds; loss on held-out text, without adapter %.4f\n\n", o.layers,
-              o.width, o.steps, o.windows, o.context, o.seeds, base);
+  std::printf(
+      "\n%td × %td GPT, %td steps of %td windows of %td bytes, %d seeds; loss on %td windows of held-out text, without "
+      "adapter %.4f\n\n",
+      o.layers, o.width, o.steps, o.windows, o.context, o.seeds, windows_of(task.judging), base);
   std::vector<double> ranks;
   for (Index rank = 1; rank <= o.max_rank; ++rank) ranks.push_back(static_cast<double>(rank));
   const auto ending = [](const Series& s) {
     std::ostringstream end;
-    if (s.lr > 0) end << "   " << s.lr << (s.edge ? "*" : "");
+    if (s.lr > 0) end << "   " << s.lr;
+    if (s.edge) end << (s.lr > 0 ? "*" : "   *");
     return end.str();
   };
   print_row("loss at rank", ranks, "%8.0f", "   rate");
@@ -368,8 +402,10 @@ int run(Options o, const std::string& program) {
     const Series& s = series[i];
     const auto shares = gain_share(base, s, dedicated);
     char end[64];
-    std::snprintf(end, sizeof end, "  %7.1f  %8.2f", *std::min_element(shares.begin(), shares.end()), s.seconds);
-    print_row(s.name, shares, "%8.1f", end);
+    std::snprintf(end, sizeof end, "  %7.1f  %8.2f", 100 * *std::min_element(shares.begin(), shares.end()), s.seconds);
+    std::vector<double> percent;
+    for (const double one : shares) percent.push_back(100 * one);
+    print_row(s.name, percent, "%8.1f", end);
     (i < first_method ? truncated_report : dylora_report)
         .push_back({{"name", s.name},
                     {"losses", s.mean},
@@ -379,16 +415,22 @@ int run(Options o, const std::string& program) {
                     {"seconds", s.seconds},
                     {"steps", s.steps},
                     {"flops", s.flops},
-                    {"lr", s.lr}});
+                    {"lr", s.lr},
+                    {"at_edge_of_grid", s.edge}});
   }
-  std::printf("* the rate is at the end of the grid\n");
+  std::printf("* a rate is at the end of the grid; several times the steps: at the rate of the single run\n");
 
-  const auto ratio = step_ratio(task, recommended_method, searched.back());
+  const Cost cost = measure_cost(task, recommended_method, searched);
+  const auto three = [](const std::vector<double>& sorted) {
+    return json{{"median", Cost::median(sorted)}, {"low", sorted.front()}, {"high", sorted.back()}};
+  };
+  std::printf("\nthe search, %td LoRA runs: %.1f s and %.3g flops; one recommended run: %.1f s and %.3g flops, %.2f times less\n",
+              o.max_rank, search_seconds, search_flops, recommended_series.seconds, recommended_series.flops,
+              search_flops / recommended_series.flops);
   std::printf(
-      "\nthe search: %td LoRA runs, %.1f s and %.3g flops; one recommended run: %.1f s and %.3g flops; %.2f times and %.2f times less\n",
-      o.max_rank, search_seconds, search_flops, recommended_series.seconds, recommended_series.flops,
-      search_seconds / recommended_series.seconds, search_flops / recommended_series.flops);
-  std::printf("a recommended step over a LoRA step at rank %td: %.3f (%.3f to %.3f)\n", o.max_rank, ratio[0], ratio[1], ratio[2]);
+      "taking turns in one process: the search over one run %.2f (%.2f to %.2f), a step over a LoRA step at rank %td %.3f (%.3f to %.3f)\n",
+      Cost::median(cost.search_ratio), cost.search_ratio.front(), cost.search_ratio.back(), o.max_rank, Cost::median(cost.step_ratio),
+      cost.step_ratio.front(), cost.step_ratio.back());
 
   json layers{{"seeds", json::array()}};
   double uniform_loss = 0, chosen_loss = 0, parameters = 0, allowed = 0;
@@ -417,13 +459,16 @@ int run(Options o, const std::string& program) {
                       {"lora_truncated", truncated.mean},
                       {"lora_truncated_ways", truncated_report},
                       {"lora_dedicated", dedicated.mean},
+                      {"lora_dedicated_low", dedicated.low},
+                      {"lora_dedicated_high", dedicated.high},
+                      {"lora_dedicated_at_edge_of_grid", dedicated_edges},
                       {"lora_dedicated_lr", dedicated_rates},
                       {"dylora", dylora_report},
                       {"recommended", recommended_method.name},
                       {"search_seconds", search_seconds},
                       {"search_flops", search_flops},
-                      {"search_over_one_run", search_seconds / recommended_series.seconds},
-                      {"step_over_lora_step", {{"median", ratio[0]}, {"low", ratio[1]}, {"high", ratio[2]}}},
+                      {"search_over_one_run", three(cost.search_ratio)},
+                      {"step_over_lora_step", three(cost.step_ratio)},
                       {"per_layer", layers},
                       {"regression", known_answer},
                       {"settings",
@@ -434,6 +479,8 @@ int run(Options o, const std::string& program) {
                         {"layers", o.layers},
                         {"max_rank", o.max_rank},
                         {"seeds", o.seeds},
+                        {"windows_choosing", windows_of(task.choosing)},
+                        {"windows_judging", windows_of(task.judging)},
                         {"rates", o.rates},
                         {"workers", o.workers},
                         {"text", paths},
@@ -454,7 +501,7 @@ int main(int argc, char** argv) {
   rank_sweep::declare(app, options);
   CLI11_PARSE(app, argc, argv);
   try {
-    return rank_sweep::run(options, argv[0]);
+    return rank_sweep::run(options, app, argv[0]);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "rank_sweep: %s\n", error.what());
     return 1;

@@ -29,6 +29,7 @@ struct RandomBasis {
 
   // A batch may hold columns of several ranks: each run of them is computed by itself.
   void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    require_ranks(ranks, x.cols(), max_rank(), "RandomBasis::add_forward");
     cache.ranks = ranks.at_most(gain.size());  // fewer gains than max_rank if they were cut
     cache.h.resize(max_rank(), x.cols());
     cache.ranks.for_each_run(x.cols(), [&](Index begin, Index n, RankSlice rank) {

@@ -48,6 +48,8 @@ struct Options {
   Index steps = 800, batch = 32, accumulation = 1, warmup = 40, validation = 256;
   double lr = 1.2e-2, weight_decay = 0, max_norm = 1;
   std::string decay = "cosine", update = "active-only";
+  double tolerance = 0.01;
+  Index layer_budget = 0;
 
   std::string prompt = "This License ";
   Index sample_length = 240;
@@ -99,6 +101,12 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--update", o.update, "What a step does to inactive components")->check(CLI::IsMember({"active-only", "dense"}));
   app.add_option("--validation", o.validation, "Windows of held-out text for each loss")->check(CLI::PositiveNumber);
 
+  app.add_option("--tolerance", o.tolerance, "How much worse than the best rank, in nats, the selected one may be")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--layer-budget", o.layer_budget,
+                 "After training, give each layer a rank of its own, all together with the parameters of this rank for all; 0 leaves them")
+      ->check(CLI::NonNegativeNumber);
+
   app.add_option("--prompt", o.prompt, "What the samples continue");
   app.add_option("--sample-length", o.sample_length, "Bytes in a sample; 0 for none")->check(CLI::NonNegativeNumber);
   app.add_option("--temperature", o.temperature, "Temperature of the samples")->check(CLI::PositiveNumber);
@@ -121,10 +129,12 @@ Plan make_plan(const Options& o) {
   if (o.sampler == "recommended" || o.sampler == "sandwich" || o.sampler == "every") {
     if (o.unit != 1 || o.mode != "nested" || (o.sampler == "recommended" && lowest != 1)) {
       throw std::invalid_argument("--sampler " + o.sampler + ": expected --unit 1 and --mode nested" +
-                                  (o.sampler == "recommended" ? ", and ranks from 1 on" : "") + ", got --unit " + std::to_string(o.unit) +
-                                  ", --mode " + o.mode + " and ranks from " + std::to_string(lowest) + " on");
+                                  (o.sampler == "recommended" ? ", and ranks from 1 on" : "") +
+                                  " (--sampler uniform takes others), got --unit " + std::to_string(o.unit) + ", --mode " + o.mode +
+                                  " and ranks from " + std::to_string(lowest) + " on");
     }
-    const Index parts = o.sampler == "sandwich" ? 4 : o.sampler == "every" ? highest - lowest + 1 : 6;
+    const Index ranks = highest - lowest + 1,
+                parts = o.sampler == "every" ? ranks : std::min<Index>(ranks, o.sampler == "sandwich" ? 4 : 6);
     if (o.batch < parts) {
       throw std::invalid_argument("--batch: expected at least " + std::to_string(parts) + " windows for --sampler " + o.sampler +
                                   ", one for each part, got " + std::to_string(o.batch));
@@ -207,6 +217,19 @@ Training train(Model& model, const Options& o, const Plan& plan, const text::Cor
   return result;
 }
 
+/// Cuts the adapters to ranks of their own that have the parameters of --layer-budget for all together and lose least on training text, of
+/// which there is more than enough for a search. The model goes on serving every rank, each adapter with what it kept.
+nlohmann::json choose_layer_ranks(Model& model, const Options& o, const text::Corpus& corpus, Model::Cache& cache) {
+  const auto adapters = adapter_ranks(model);
+  const auto seen = text::spread_batches(corpus.training, 4 * o.validation, o.batch, o.context);
+  const RankSearch search = search_ranks(model, {.budget = total_cost(adapters, o.layer_budget, parameters_per_component)},
+                                         [&] { return text::mean_loss(model, seen, o.max_rank, cache); });
+  truncate_each(model, search.best.ranks);
+  nlohmann::json ranks;
+  for (std::size_t i = 0; i < adapters.size(); ++i) ranks[adapters[i].name] = search.best.ranks[i];
+  return ranks;
+}
+
 /// Every option and its value under the option's name, numbers as numbers.
 nlohmann::json used_options(const CLI::App& app) {
   nlohmann::json used;
@@ -226,12 +249,16 @@ nlohmann::json used_options(const CLI::App& app) {
 }
 
 int run(const Options& o, const CLI::App& app) {
-  const std::vector<std::string> text_paths = o.text.empty() ? text::default_text(DYLORA_LICENSE_FILE) : o.text;
+  const std::vector<std::string> text_paths = o.text.empty() ? text::default_text(DYLORA_OWN_TEXT) : o.text;
   if (o.width % o.heads != 0) {
     throw std::invalid_argument("--heads: expected a divisor of --width " + std::to_string(o.width) + ", got " + std::to_string(o.heads));
   }
   if (o.max_rank > o.width) {
     throw std::invalid_argument("--max-rank: expected at most --width " + std::to_string(o.width) + ", got " + std::to_string(o.max_rank));
+  }
+  if (o.layer_budget > o.max_rank) {
+    throw std::invalid_argument("--layer-budget: expected at most --max-rank " + std::to_string(o.max_rank) + ", got " +
+                                std::to_string(o.layer_budget));
   }
   if (o.sample_length > 0 && o.prompt.empty()) throw std::invalid_argument("--prompt: expected at least one byte to continue, got none");
   if (!o.json.empty() && !std::ofstream(o.json, std::ios::app)) throw std::runtime_error("cannot write " + o.json);  // before the work
@@ -260,19 +287,45 @@ int run(const Options& o, const CLI::App& app) {
 
   const Training training = train(model, o, plan, target, cache);
 
-  std::printf("\n rank   validation loss   bits per byte\n");
+  if (!training.stopped.empty() && !std::isfinite(text::mean_loss(model, validation, o.max_rank, cache))) {
+    std::fprintf(stderr, "finetune_text: the loss at --max-rank is no number; nothing to evaluate\n");
+    return 3;
+  }
+  const RankCurve curve = text::rank_curve(model, validation, o.max_rank, cache);
+  std::printf("\n rank   validation loss   bits per byte   over the best\n");
   nlohmann::json ranks = nlohmann::json::array();
   for (Index rank = 0; rank <= o.max_rank; ++rank) {
-    const double loss = rank == 0 ? base_loss : text::mean_loss(model, validation, rank, cache);
-    std::printf("%5td   %15.4f   %13.3f%s\n", rank, loss, loss / std::log(2.0), rank == 0 ? "   no adapter" : "");
-    ranks.push_back({{"rank", rank}, {"loss", loss}});
+    const Estimate loss = curve.loss(rank), excess = curve.excess(rank, curve.best());
+    std::printf("%5td   %15.4f   %13.3f", rank, loss.mean, loss.mean / std::log(2.0));
+    if (rank == curve.best()) {
+      std::printf("            best\n");
+    } else {
+      std::printf("   %6.4f ± %6.4f%s\n", excess.mean, excess.standard_error, rank == 0 ? "   no adapter" : "");
+    }
+    nlohmann::json entry{{"rank", rank}, {"loss", loss.mean}};
+    if (curve.batches() > 1) entry["standard_error"] = loss.standard_error;
+    ranks.push_back(entry);
   }
-  std::printf("\ntrained once, in %.1f s at %.0f tokens/s\n", training.seconds, training.tokens_per_second);
+  const Index selected = select_rank(curve, {.tolerance = o.tolerance});
+  std::printf("\nsmallest rank within %g of the best: %td\n", o.tolerance, selected);
+  std::printf("trained once, in %.1f s at %.0f tokens/s\n", training.seconds, training.tokens_per_second);
+
+  nlohmann::json layer_ranks;
+  if (o.layer_budget > 0) {
+    const double uniform = curve.loss(o.layer_budget).mean;
+    layer_ranks = choose_layer_ranks(model, o, target, cache);
+    const double chosen = text::mean_loss(model, validation, o.max_rank, cache);
+    std::printf("\na rank for each layer, at the parameters of rank %td for all: validation loss %.4f, uniform %.4f\n", o.layer_budget,
+                chosen, uniform);
+    for (const auto& [name, rank] : layer_ranks.items()) std::printf("  %-18s %td\n", name.c_str(), rank.get<Index>());
+    layer_ranks = {{"ranks", layer_ranks}, {"loss", chosen}, {"uniform_loss", uniform}};
+  }
 
   if (!o.json.empty()) {
     nlohmann::json report = used_options(app);
     report.update({{"base_loss", base_loss},
                    {"ranks", ranks},
+                   {"selected_rank", selected},
                    {"train_seconds", training.seconds},
                    {"tokens_per_second", training.tokens_per_second},
                    {"parameters", parameters},
@@ -281,6 +334,7 @@ int run(const Options& o, const CLI::App& app) {
                    {"text", text_paths},
                    {"pretrain", o.pretrain}});
     if (!training.stopped.empty()) report["stopped"] = training.stopped;
+    if (!layer_ranks.is_null()) report["layer_ranks"] = layer_ranks;
     std::ofstream out(o.json);
     if (!(out << report.dump(2) << '\n') || !out.flush()) throw std::runtime_error("cannot write " + o.json);
   }

@@ -41,5 +41,13 @@ int main() {
   }
   std::cout << (same ? "each equal, bit for bit, to one forward over the whole sequence\n"
                      : "the answers differ from a forward over the whole sequence\n");
+
+  // Or all requests in one batch, each sequence at its own rank: the frozen weights are read once for all of them.
+  Matrix<float> batch(width, 4 * tokens);
+  for (Index i = 0; i < 4; ++i) batch.middleCols(i * tokens, tokens) = x;
+  const Sequences sequences = Sequences::equal(4, tokens);
+  const Matrix<float> together = attention.forward(batch, sequences, BatchRanks::per_sequence(sequences, {1, 2, 4, 8}));
+  for (Index i = 0; i < 4; ++i) same = same && together.col((i + 1) * tokens - 1) == answers[static_cast<std::size_t>(i)];
+  std::cout << (same ? "and to the same sequence in a batch of all ranks\n" : "a batch of all ranks gives other answers\n");
   return same ? 0 : 1;
 }

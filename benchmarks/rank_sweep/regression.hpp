@@ -38,7 +38,7 @@ class Regression {
 
   /// ‖Δ − Δ_b‖ / best(b) at each rank b of the trained contender; infinite where training diverged.
   std::vector<double> errors(const Contender& contender, double lr, std::uint64_t seed) const {
-    Rng rng(seed), rank_rng(seed + 1);
+    Rng rng(1000 * seed), rank_rng(1000 * seed + 1);
     Linear<float> layer(W_, {.max_rank = contender.max_rank, .alpha = alpha, .scale = contender.scale}, rng);
     auto gradients = zeros_like(layer);
     Linear<float>::Cache cache;
@@ -51,13 +51,12 @@ class Regression {
         target.noalias() = answer * x;
         const auto groups = divide(ranks, samples);
         layer.forward(x, batch_ranks(groups, sequences), cache, y);
-        double sum = 0;
-        for (const RankGroup& group : groups) {
-          auto part = y.middleCols(group.first, group.count);
-          sum += group.weight * mse<float>(part, target.middleCols(group.first, group.count), part, group.weight);
-        }
+        const double loss = weighted_loss(groups, sequences, [&](Index begin, Index count, double weight) {
+          auto part = y.middleCols(begin, count);
+          return mse<float>(part, target.middleCols(begin, count), part, weight);
+        });
         layer.backward(y, cache, gradients, dx);
-        return sum;
+        return loss;
       });
     } catch (const NonFiniteError&) {
       return std::vector<double>(static_cast<std::size_t>(contender.max_rank), std::numeric_limits<double>::infinity());

@@ -7,6 +7,7 @@
 #include <dylora/dylora.hpp>
 #include <filesystem>
 #include <fstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -24,11 +25,11 @@ struct Series {
   std::vector<double> mean, low, high;
 };
 
-/// The share of what a dedicated LoRA of each rank gains over the base, in percent.
+/// The share of what a dedicated LoRA of each rank gains over the base; 1 is all of it.
 inline std::vector<double> gain_share(double base, const Series& series, const Series& dedicated) {
   std::vector<double> shares;
   for (std::size_t i = 0; i < series.mean.size(); ++i) {
-    shares.push_back(100 * (base - series.mean[i]) / (base - dedicated.mean[i]));
+    shares.push_back((base - series.mean[i]) / (base - dedicated.mean[i]));
   }
   return shares;
 }
@@ -57,7 +58,7 @@ inline void write_csv(const std::filesystem::path& path, double base, const std:
 inline void draw(const std::filesystem::path& folder, double base, const std::vector<Series>& all) {
   const std::filesystem::path script = folder / "rank_sweep.gnuplot";
   std::ofstream out(script);
-  out << "set terminal svg size 960,600 font 'sans,13'\nset output '" << (folder / "rank_sweep.svg").string() << "'\n"
+  out << "set encoding utf8\nset terminal svg size 960,600 font 'sans,13'\nset output '" << (folder / "rank_sweep.svg").string() << "'\n"
       << "set xlabel 'rank'\nset ylabel 'loss on held-out text (nats per byte)'\nset key outside right\nset grid\nset xrange [0.8:"
       << static_cast<double>(all.front().mean.size()) + 0.2 << "]\nset yrange [*:" << base * 1.1 << "]\n";
   for (std::size_t i = 0; i < all.size(); ++i) {

@@ -11,6 +11,7 @@
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -73,9 +74,8 @@ inline void do_jobs(std::vector<Job> jobs, Store& store, int workers) {
         store.add(jobs[i].key, std::move(value));
         ++done;
         const double now = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        std::fprintf(stderr, "%s[%zu/%zu] %s, %.0f s left%s", text::output_is_terminal() ? "\r\033[K" : "", done, jobs.size(),
-                     jobs[i].name.c_str(), now / static_cast<double>(done) * static_cast<double>(jobs.size() - done),
-                     text::output_is_terminal() && done < jobs.size() ? "" : "\n");
+        std::fprintf(stderr, "[%zu/%zu] %s, %.0f s left\n", done, jobs.size(), jobs[i].name.c_str(),
+                     now / static_cast<double>(done) * static_cast<double>(jobs.size() - done));
       } catch (...) {
         const std::lock_guard lock(mutex);
         if (!error) error = std::current_exception();

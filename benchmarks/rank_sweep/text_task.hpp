@@ -36,7 +36,7 @@ struct TextTask {
   }
 
   Model adapted(const Contender& contender, std::uint64_t seed) const {
-    Rng rng(seed);
+    Rng rng(1000 * seed);
     return gpt::adapted(base, {.max_rank = contender.max_rank, .alpha = alpha, .scale = contender.scale}, rng);
   }
 };
@@ -69,17 +69,15 @@ inline double distilled_step(const TextTask::Model& model, const text::Batch& ba
   model.forward(batch.tokens, batch.sequences, model.max_rank(), teacher);
   model.forward(batch.tokens, batch.sequences, batch_ranks(groups, batch.sequences), cache);
   auto logits = cache.logits.view();
-  double sum = 0;
-  for (const RankGroup& group : groups) {
-    const Index begin = batch.sequences.begin(group.first), count = batch.sequences.begin(group.first + group.count) - begin;
+  const Index top_columns = groups.front().rank.active == model.max_rank() ? batch.sequences.begin(groups.front().count) : 0;
+  const double loss = weighted_loss(groups, batch.sequences, [&](Index begin, Index count, double weight) {
     auto part = logits.middleCols(begin, count);
     const auto targets = std::span(batch.targets).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count));
-    sum += group.weight * (group.rank.active == model.max_rank()
-                               ? cross_entropy<float>(part, targets, part, {.weight = group.weight})
-                               : soft_cross_entropy(part, teacher.logits.view().middleCols(begin, count), group.weight));
-  }
+    return begin < top_columns ? cross_entropy<float>(part, targets, part, {.weight = weight})
+                               : soft_cross_entropy(part, teacher.logits.view().middleCols(begin, count), weight);
+  });
   model.backward(logits, cache, gradients);
-  return sum;
+  return loss;
 }
 
 /// Flops of one token at `rank`, forward and backward: two per parameter and token in each product, no gradient for what is frozen.
@@ -105,23 +103,28 @@ inline std::optional<TextTask::Model> train_text(const TextTask& task, const Con
   auto gradients = zeros_like(model);
   TextTask::Model::Cache cache, teacher;
   text::Batch batch;
-  Rng data_rng(seed + 1), rank_rng(seed + 2);
+  Rng data_rng(1000 * seed + 1), rank_rng(1000 * seed + 2);
   const auto context = static_cast<double>(task.base.config.context);
+  std::vector<double> flops{0};
+  for (Index rank = 1; rank <= model.max_rank(); ++rank) flops.push_back(flops_per_token(model, rank));
+  bool finite = true;
   const auto start = std::chrono::steady_clock::now();
   try {
     train(model, contender, lr, rank_rng, gradients, [&](const StepRanks& ranks) {
       text::random_batch(task.corpus.training, task.windows, task.base.config.context, data_rng, batch);
       const auto groups = divide(ranks, task.windows);
       for (const RankGroup& group : groups) {
-        taken.flops += static_cast<double>(group.count) * context * flops_per_token(model, group.rank.active);
+        taken.flops += static_cast<double>(group.count) * context * flops[static_cast<std::size_t>(group.rank.active)];
       }
+      if (contender.distilled) taken.flops += static_cast<double>(task.windows) * context * flops.back() / 2;  // the teacher's forward
       return contender.distilled ? distilled_step(model, batch, groups, cache, teacher, gradients)
                                  : text::loss_and_gradients(model, batch, groups, cache, gradients);
     });
   } catch (const NonFiniteError&) {
-    return std::nullopt;
+    finite = false;
   }
   taken.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (!finite) return std::nullopt;
   return model;
 }
 

@@ -38,19 +38,16 @@ double loss_and_gradients(const Model& model, const Batch& batch, const std::vec
   using S = typename Model::Scalar;
   model.forward(batch.tokens, batch.sequences, dylora::batch_ranks(groups, batch.sequences), cache);
   auto logits = cache.logits.view();
-  double sum = 0, weights = 0;
-  for (const dylora::RankGroup& group : groups) {
-    const Index begin = batch.sequences.begin(group.first), end = batch.sequences.begin(group.first + group.count);
-    auto part = logits.middleCols(begin, end - begin);
-    const auto targets = std::span(batch.targets).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
-    sum += group.weight * dylora::cross_entropy<S>(part, targets, part, {.weight = group.weight});
-    weights += group.weight;
-  }
-  if (!std::isfinite(sum)) {
+  const double loss = dylora::weighted_loss(groups, batch.sequences, [&](Index begin, Index count, double weight) {
+    auto part = logits.middleCols(begin, count);
+    const auto targets = std::span(batch.targets).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count));
+    return dylora::cross_entropy<S>(part, targets, part, {.weight = weight});
+  });
+  if (!std::isfinite(loss)) {
     throw dylora::NonFiniteError("output of " + model.first_non_finite(cache) + ": expected finite numbers, got a NaN or an infinity");
   }
   model.backward(logits, cache, gradients);
-  return sum / weights;
+  return loss;
 }
 
 /// The mean next-byte loss over `batches` at `rank`, in nats.
@@ -66,6 +63,15 @@ double mean_loss(const Model& model, const std::vector<Batch>& batches, dylora::
     count += tokens;
   }
   return sum / count;
+}
+
+/// The next-byte loss at every rank up to `highest`, rank 0 the model without its adapters: each batch at all of them, weighted by its tokens.
+template <class Model>
+dylora::RankCurve rank_curve(const Model& model, const std::vector<Batch>& batches, Index highest, typename Model::Cache& cache) {
+  std::vector<double> tokens;
+  for (const Batch& batch : batches) tokens.push_back(static_cast<double>(batch.tokens.size()));
+  const auto loss = [&](dylora::RankSlice rank, Index i) { return mean_loss(model, {batches[static_cast<std::size_t>(i)]}, rank, cache); };
+  return dylora::evaluate_ranks(0, highest, static_cast<Index>(batches.size()), loss, tokens);
 }
 
 /// `length` bytes that continue `prompt` (not empty), drawn at `temperature` from the model at `rank`, one at a time over a key/value cache. When the

@@ -112,6 +112,13 @@ TEST_CASE("what cannot be ordered is refused by name and nothing is changed") {
   CHECK_THROWS_SAYING(NonFiniteError, order_components(layer), "order_components", "o_proj", "expected finite");
   CHECK(same_bits(values<L>(layer), values<L>(before)));
 
+  L wide = MakeLayer<L>::make(0, 5);
+  randomize<L>(wide, 3);
+  wide.o.adapter = LowRank<double>(noise<double>(13, 12, 1), noise<double>(6, 13, 2), {});
+  const L wide_before = wide;
+  CHECK_THROWS_SAYING(ShapeError, order_components(wide), "order_components", "o_proj", "components", "at most 6", "got 13");
+  CHECK(same_bits(values<L>(wide), values<L>(wide_before)));
+
   Gains gains;
   CHECK_THROWS_SAYING(std::invalid_argument, order_components(gains), "order_components", "odd", "lora_A and lora_B");
   RowMatrix<double> A = RowMatrix<double>::Ones(3, 4);

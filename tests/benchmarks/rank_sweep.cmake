@@ -97,7 +97,14 @@ elseif(case STREQUAL resume)
   if(output MATCHES "\\[1/")
     message(FATAL_ERROR "what was finished was done again:\n${output}")
   endif()
-  expect(0 "[1/" ${small} ${rates} --fresh)
+  # Ranks per layer belong to the rate of the model that they were chosen for.
+  expect(0 "loss at rank" ${small} --rates 0.004 --json ${folder}/reused.json)
+  expect(0 "[1/" ${small} --rates 0.004 --fresh --json ${folder}/fresh.json)
+  read_results(${folder}/reused.json reused)
+  read_results(${folder}/fresh.json fresh)
+  if(NOT reused STREQUAL fresh)
+    message(FATAL_ERROR "with runs of other rates at hand, it gives other results:\n${reused}\n${fresh}")
+  endif()
   expect(0 "[1/" ${small} ${rates} --windows 17) # other settings are other runs
 
 elseif(case STREQUAL misuse)

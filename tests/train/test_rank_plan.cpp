@@ -170,6 +170,7 @@ TEST_CASE("the recommended plan grows from rank 1 to the half and then mixes the
     CHECK(rank >= before);
     CHECK(rank <= 4);
     CHECK(parts[0].share == 1);
+    CHECK(parts[0].weight == Approx(std::pow(static_cast<double>(rank), -0.75)));
     before = rank;
   }
   CHECK(before == 4);
@@ -208,6 +209,28 @@ TEST_CASE("the recommended plan works from one rank and one step on and draws no
   }
   CHECK_THROWS_SAYING(std::invalid_argument, recommended_plan(0, 10), "recommended_plan: max_rank", "got 0");
   CHECK_THROWS_SAYING(std::invalid_argument, recommended_plan(8, 0), "recommended_plan: steps", "got 0");
+}
+
+TEST_CASE("the loss of a step is the mean over its groups by their weights") {
+  const Sequences sequences({2, 3, 1, 4});
+  const std::vector<RankGroup> groups{{8, 0, 2, 0.5}, {2, 2, 1, 0.25}, {1, 3, 1, 0.0}};
+  std::vector<std::vector<double>> calls;
+  const double loss = weighted_loss(groups, sequences, [&](Index begin, Index count, double weight) {
+    calls.push_back({static_cast<double>(begin), static_cast<double>(count), weight});
+    return static_cast<double>(begin + 1);
+  });
+  CHECK(calls == std::vector<std::vector<double>>{{0, 5, 0.5}, {5, 1, 0.25}, {6, 4, 0}});
+  CHECK(loss == Approx((0.5 * 1 + 0.25 * 6) / 0.75));
+  const auto any = [](Index, Index, double) { return 1.0; };
+  CHECK_THROWS_SAYING(ShapeError, weighted_loss({}, sequences, any), "weighted_loss: groups");
+  CHECK_THROWS_SAYING(ShapeError, weighted_loss({{8, 0, 3, 1}}, sequences, any), "weighted_loss: sequences", "expected 4", "got 3");
+  CHECK_THROWS_SAYING(std::invalid_argument, weighted_loss({{8, 0, 4, 0}}, sequences, any), "weighted_loss: sum of the weights");
+}
+
+TEST_CASE("a step divided refuses weights that are no weights and mixed ranks a part without a sampler") {
+  CHECK_THROWS_SAYING(std::invalid_argument, divide({{8, 1, -1}}, 4), "divide: weight", "got -1");
+  CHECK_THROWS_SAYING(std::invalid_argument, divide({{8, 1, nan<double>}}, 4), "divide: weight", "nan");
+  CHECK_THROWS_SAYING(std::invalid_argument, MixedRanks(std::vector<MixedRanks::Part>{{nullptr, 1}}), "MixedRanks", "empty");
 }
 
 TEST_CASE("a group of weight 0 takes part and trains nothing") {

@@ -86,8 +86,8 @@ struct LowRank {
   /// y += s(b) · B_b · A_b · x, where b is the rank of each column.
   ///
   /// x in × n, keep it until add_backward; y out × n, added to; cache overwritten.
-  /// Throws ShapeError if x or y do not fit, std::invalid_argument if b > max_rank. Costs 2·b·n·(in + out) flops; allocates only when
-  /// the cache grows.
+  /// Throws ShapeError if x or y do not fit, std::invalid_argument if b > max_rank. Costs 2·b·n·(in + out) flops; but for a list of
+  /// ranks, allocates only when the cache grows.
   void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     check_factors();
     require_ranks(ranks, x.cols(), max_rank(), "LowRank::add_forward");

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <concepts>
 #include <cstddef>
-#include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,25 +22,30 @@ namespace dylora {
 namespace detail {
 
 template <class S>
-void require_finite_factors(const RowMatrix<S>& A, const Matrix<S>& B, std::string_view name) {
+void require_orderable(const RowMatrix<S>& A, const Matrix<S>& B, std::string_view name) {
+  const std::string what = "order_components: " + std::string(name);
+  require_equal(B.cols(), A.rows(), what + ": columns of B (rank) against rows of A");
+  if (A.rows() > std::min(A.cols(), B.rows())) {
+    throw ShapeError(what + ": components: expected at most " + std::to_string(std::min(A.cols(), B.rows())) + ", its features, got " +
+                     std::to_string(A.rows()));
+  }
   if (A.allFinite() && B.allFinite()) return;
-  throw NonFiniteError("order_components: factors of " + std::string(name) + ": expected finite numbers, got a NaN or an infinity");
+  throw NonFiniteError(what + ": expected finite factors, got a NaN or an infinity");
 }
 
 }  // namespace detail
 
-/// B A ← U Σ Vᵀ as  B = U Σ / a,  A = a Vᵀ  with the mean norm a that the rows of A had: the same product, its components orthogonal, the
-/// largest singular value first. Every prefix is then the best approximation of the whole among all of its rank (Eckart and Young).
+/// B A ← U Σ Vᵀ as  B = U Σ / a,  A = a Vᵀ  with the root mean square a of the norms that the rows of A had: the same product, its components
+/// orthogonal, the largest singular value first. Every prefix of the product is then its best approximation of that rank (Eckart and Young).
 ///
 /// The product is never formed: QR of B and of Aᵀ, and the decomposition of a components × components matrix. Costs
-/// O(components² · (in + out)); computed in double. Throws NonFiniteError, with nothing changed, if a factor is not finite.
+/// O(components² · (in + out)); computed in double. With nothing changed, throws NonFiniteError if a factor is not finite,
+/// ShapeError if the factors disagree or have more components than features.
 template <std::floating_point S>
 void order_components(RowMatrix<S>& A, Matrix<S>& B) {
   const Index components = A.rows();
-  require_equal(B.cols(), components, "order_components: columns of B (rank) against rows of A");
-  detail::require_finite_factors(A, B, "the adapter");
+  detail::require_orderable(A, B, "the adapter");
   if (components == 0) return;
-  require_in_range(components, 1, std::min(A.cols(), B.rows()), "order_components: components");
 
   using Exact = Matrix<double>;
   const Exact in = A.transpose().template cast<double>(), out = B.template cast<double>();
@@ -62,9 +66,12 @@ void order_components(RowMatrix<S>& A, Matrix<S>& B) {
 /// The same for every LowRank in `trained`, each by itself: its function at max_rank stays what it was, up to rounding. What optimisers keep
 /// about the components no longer belongs to them; start a fresh one.
 ///
-/// A plain LoRA is made fit for truncation so, and a DyLoRA run that began at max_rank alone goes on from the best start for the lower ranks.
-/// Throws std::invalid_argument, with nothing changed, naming an adapter whose components are not those of a lora_A and a lora_B.
+/// So a plain LoRA is cut as well as its weights alone allow, and a run that began at max_rank goes on from there to the lower ranks. Under
+/// any but a constant scale (alpha_over_max_rank), a prefix is still the best approximation in its direction and of another size.
+/// With nothing changed, throws as for one adapter, naming it, and std::invalid_argument for an adapter whose components are not those of a
+/// lora_A and a lora_B.
 template <class T>
+  requires requires { typename T::Scalar; }
 void order_components(T& trained) {
   using S = typename T::Scalar;
   struct Factors {
@@ -91,7 +98,7 @@ void order_components(T& trained) {
       throw std::invalid_argument("order_components: adapter " + factors.name +
                                   ": expected components made of lora_A and lora_B alone, got others");
     }
-    detail::require_finite_factors(*factors.A, *factors.B, factors.name);
+    detail::require_orderable(*factors.A, *factors.B, factors.name);
   }
   for (const Factors& factors : adapters) order_components(*factors.A, *factors.B);
 }

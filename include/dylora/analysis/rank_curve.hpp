@@ -118,16 +118,20 @@ struct SelectRankOptions {
 };
 
 /// The smallest rank ≥ 1 whose excess over the best rank is at most tolerance + standard_errors · its standard error.
-/// Throws std::invalid_argument if an option is negative or not finite, or only rank 0 was evaluated.
+/// Throws std::invalid_argument if an option is negative or not finite, if only rank 0 was evaluated, or if standard errors are to count and
+/// there is only one batch.
 inline Index select_rank(const RankCurve& curve, SelectRankOptions options) {
   const auto allowed = [](double value) { return value >= 0 && std::isfinite(value); };
   require_option(allowed(options.tolerance), options.tolerance, "select_rank: tolerance", "a finite number ≥ 0");
   require_option(allowed(options.standard_errors), options.standard_errors, "select_rank: standard_errors", "a finite number ≥ 0");
   require_in_range(curve.highest(), 1, std::numeric_limits<Index>::max(), "select_rank: highest rank evaluated");
+  if (options.standard_errors > 0) {
+    require_in_range(curve.batches(), 2, std::numeric_limits<Index>::max(), "select_rank: batches, for a standard error");
+  }
   const Index best = curve.best();
   for (Index rank = std::max<Index>(1, curve.lowest()); rank < best; ++rank) {
     const Estimate excess = curve.excess(rank, best);
-    const double doubt = options.standard_errors > 0 ? options.standard_errors * excess.standard_error : 0;
+    const double doubt = options.standard_errors > 0 ? options.standard_errors * excess.standard_error : 0;  // 0 · ∞ is no number
     if (excess.mean <= options.tolerance + doubt) return rank;
   }
   return best;

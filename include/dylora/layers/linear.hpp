@@ -84,7 +84,7 @@ struct Linear {
     return y;
   }
 
-  /// The same into the caller's y (out × n, overwritten); allocates only when the cache grows.
+  /// The same into the caller's y (out × n, overwritten); but for a list of ranks, allocates only when the cache grows.
   void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     cache.x.resize(in_features(), 0);  // if this call throws, the cache counts as not filled
     require_ranks(ranks, x.cols(), max_rank(), "Linear::forward");

@@ -2,6 +2,8 @@
 #define DYLORA_TRAIN_RANK_GROUPS_HPP
 
 #include <algorithm>
+#include <cmath>
+#include <concepts>
 #include <cstddef>
 #include <vector>
 
@@ -16,8 +18,12 @@
 ///
 ///     const std::vector<RankGroup> groups = divide(plan(step, rng), sequences.count());
 ///     model.forward(x, sequences, batch_ranks(groups, sequences), cache, y);
-///     for (const RankGroup& group : groups) …   // the loss of its columns, its gradient times group.weight
+///     const double loss = weighted_loss(groups, sequences, [&](Index begin, Index count, double weight) {
+///       return mse<float>(y.middleCols(begin, count), target.middleCols(begin, count), dy.middleCols(begin, count), weight);
+///     });
 ///     model.backward(dy, cache, gradients, dx);
+///
+/// Where there are no sequences, each sample is one of its own: Sequences::equal(samples, 1).
 namespace dylora {
 
 /// A run of sequences of one batch that share a rank.
@@ -31,11 +37,12 @@ struct RankGroup {
 
 /// Gives each part of a step its share of `sequences`, the highest rank first, parts of the same rank as one group: every part at least one
 /// sequence, then by its share, what is left over to the largest remainders. A part of weight 0 takes part and trains nothing. Throws std::invalid_argument if there are more parts than
-/// sequences, or a share is not a number in (0, 1].
+/// sequences, a share is not a number in (0, 1] or a weight not a finite one ≥ 0.
 inline std::vector<RankGroup> divide(const StepRanks& ranks, Index sequences) {
   StepRanks parts;
   for (const RankShare& part : ranks) {
     require_option(part.share > 0 && part.share <= 1, part.share, "divide: share", "a number in (0, 1]");
+    require_option(part.weight >= 0 && std::isfinite(part.weight), part.weight, "divide: weight", "a finite number ≥ 0");
     const auto same = std::find_if(parts.begin(), parts.end(), [&](const RankShare& other) { return other.rank == part.rank; });
     if (same == parts.end()) {
       parts.push_back(part);
@@ -78,6 +85,23 @@ inline BatchRanks batch_ranks(const std::vector<RankGroup>& groups, const Sequen
   std::vector<RankSlice> ranks;
   for (const RankGroup& group : groups) ranks.insert(ranks.end(), static_cast<std::size_t>(group.count), group.rank);
   return BatchRanks::per_sequence(sequences, ranks);
+}
+
+/// Σ weight · loss / Σ weight over the groups, where loss(begin, count, weight) gives the mean loss of so many columns from `begin` on and
+/// scales its gradient by the weight. Throws std::invalid_argument if all weights are 0, ShapeError unless the groups cover the sequences.
+template <class GroupLoss>
+  requires std::invocable<GroupLoss&, Index, Index, double>
+double weighted_loss(const std::vector<RankGroup>& groups, const Sequences& sequences, GroupLoss&& loss) {
+  require_samples(static_cast<Index>(groups.size()), "weighted_loss: groups");
+  require_equal(groups.back().first + groups.back().count, sequences.count(), "weighted_loss: sequences in the groups");
+  double sum = 0, weights = 0;
+  for (const RankGroup& group : groups) {
+    const Index begin = sequences.begin(group.first), end = sequences.begin(group.first + group.count);
+    sum += group.weight * loss(begin, end - begin, group.weight);
+    weights += group.weight;
+  }
+  require_option(weights > 0, weights, "weighted_loss: sum of the weights", "a number > 0");
+  return sum / weights;
 }
 
 }  // namespace dylora

@@ -25,10 +25,11 @@
 ///     WeightedRanks{EveryRank{1, 8}, {2, 1, 1, 1, 1, 1, 1, 2}}    the same with a loss weight for each rank
 ///     MovingRange({.from = {8, 8}, .to = {1, 8}, .steps = 400})   a range whose ends move
 ///     Phases{FreshRanks{UniformRank{8, 8}}, 100, Sandwich{1, 8}}  one plan for 100 steps, then another
+///     recommended_plan(8, 1200)                                   what worked best, for a run of 1200 steps
 ///
 /// A step's parts are either micro-batches, each with a forward and a backward of its own (train_step calls them in turn), or groups of one
-/// batch, each sequence at the rank of its group (train/rank_groups.hpp). Gradients are the same bit for bit where the parts come in the same
-/// order; one batch takes less time.
+/// batch, each sequence at the rank of its group (train/rank_groups.hpp). Gradients are those of micro-batches that are the groups, bit for
+/// bit; one batch takes less time.
 namespace dylora {
 
 /// A part of a step: all of its samples at one rank.
@@ -116,6 +117,7 @@ class MixedRanks {
     double sum = 0;
     for (const Part& part : parts_) {
       require_option(part.share > 0 && part.share <= 1, part.share, "MixedRanks: share", "a number in (0, 1]");
+      if (!part.sampler) throw std::invalid_argument("MixedRanks: expected a sampler for each part, got an empty one");
       sum += part.share;
     }
     require_option(std::abs(sum - 1) < 1e-9, sum, "MixedRanks: sum of the shares", "1");
@@ -222,10 +224,17 @@ class Phases {
   Second second_;
 };
 
-/// The plan that kept the largest part of what a LoRA trained at each rank gains (benchmarks/rank_sweep): for the first quarter of the run all
+/// The plan that kept most of what a LoRA trained at each rank gains, at the rank where it kept least (max_rank 8 on a small text model,
+/// benchmarks/rank_sweep): for the first quarter of the run all
 /// samples at one rank, which grows from 1 to the half of max_rank; then in each step 3/8 of them at max_rank, 1/8 at rank 1, 1/8 at rank 2
-/// and the rest at three random ranks between, the loss of rank b with weight b^(−3/4) throughout. Made for the constant scale,
-/// alpha_over_max_rank. Throws std::invalid_argument if max_rank < 1 or steps < 1.
+/// and the rest at three random ranks between, the loss of rank b with weight b^(−3/4) throughout. Made for the constant scale, and
+/// for batches of at least 6 sequences, one for each part of a step:
+///
+///     Linear<float> layer(W, {.max_rank = 8, .scale = alpha_over_max_rank}, rng);
+///     const auto plan = recommended_plan(8, steps);
+///     … for each step, as in train/rank_groups.hpp, divide(plan(step, rng), samples)
+///
+/// Throws Throws std::invalid_argument if max_rank < 1 or steps < 1.
 inline auto recommended_plan(Index max_rank, Index steps) {
   require_in_range(max_rank, 1, std::numeric_limits<Index>::max(), "recommended_plan: max_rank");
   require_in_range(steps, 1, std::numeric_limits<Index>::max(), "recommended_plan: steps");
