@@ -221,7 +221,7 @@ Training train(Model& model, const Options& o, const Plan& plan, const text::Cor
 /// which there is more than enough for a search. The model goes on serving every rank, each adapter with what it kept.
 nlohmann::json choose_layer_ranks(Model& model, const Options& o, const text::Corpus& corpus, Model::Cache& cache) {
   const auto adapters = adapter_ranks(model);
-  const auto seen = text::spread_batches(corpus.training, 2 * o.validation, o.batch, o.context);
+  const auto seen = text::spread_batches(corpus.training, 4 * o.validation, o.batch, o.context);
   const RankSearch search = search_ranks(model, {.budget = total_cost(adapters, o.layer_budget, parameters_per_component)},
                                          [&] { return text::mean_loss(model, seen, o.max_rank, cache); });
   truncate_each(model, search.best.ranks);
