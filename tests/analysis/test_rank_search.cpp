@@ -535,7 +535,7 @@ TEST_CASE("the same search gives the same answer") {
 
 TEST_CASE("with diminishing returns a search costs about two evaluations per component and three per adapter") {
   Rng rng(8);
-  for (const std::size_t adapters : {2, 6, 20}) {
+  for (const std::size_t adapters : {std::size_t{2}, std::size_t{6}, std::size_t{20}}) {
     for (int i = 0; i < 10; ++i) {
       Several model = several(random_widths(adapters, rng), 4);
       const Table table = random_table(adapters, 4, true, rng);
