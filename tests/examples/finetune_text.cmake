@@ -6,18 +6,7 @@ file(MAKE_DIRECTORY ${folder})
 set(small --width 16 --heads 2 --layers 1 --context 16 --batch 6 --pretrain-steps 20 --steps 20 --warmup 2 --validation 16 --max-rank 4
           --sample-length 8 --pretrain ${pretrain} --base-folder ${folder}/base)
 
-# Runs the program; expects its exit code and, if given, some text on either stream. Sets `output`.
-function(expect code wanted)
-  execute_process(COMMAND ${program} ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE out ERROR_VARIABLE err)
-  if(NOT result EQUAL code)
-    message(FATAL_ERROR "${ARGN}\nexpected exit code ${code}, got ${result}\n${out}${err}")
-  endif()
-  string(FIND "${out}${err}" "${wanted}" found)
-  if(found EQUAL -1)
-    message(FATAL_ERROR "${ARGN}\nexpected \"${wanted}\" in\n${out}${err}")
-  endif()
-  set(output "${out}" PARENT_SCOPE)
-endfunction()
+include(${CMAKE_CURRENT_LIST_DIR}/../support/expect.cmake)
 
 function(read_losses file variable)
   file(READ ${file} json)
