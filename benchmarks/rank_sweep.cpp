@@ -36,7 +36,7 @@ struct Options {
   Index pretrain_steps = 1200;
   Index width = 64, layers = 2, context = 64, max_rank = 8, windows = 16, steps = 1200, validation = 416;
   std::vector<double> rates{3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2};
-  int seeds = 3, workers = 0;
+  int seeds = 3, workers = 0, rounds = 25;
   bool quick = false, fresh = false;
 };
 
@@ -54,6 +54,7 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--rates", o.rates, "The grid of learning rates, the same for every contender; the first seed chooses")
       ->check(CLI::PositiveNumber);
   app.add_option("--seeds", o.seeds, "Seeds")->check(CLI::PositiveNumber);
+  app.add_option("--rounds", o.rounds, "Rounds in which the costs are measured in turn")->check(CLI::PositiveNumber);
   app.add_option("--max-rank", o.max_rank, "R")->check(CLI::Range(2, 64));
   app.add_option("--width", o.width, "Width of the model")->check(CLI::Range(4, 4096));
   app.add_option("--layers", o.layers, "Blocks of the model")->check(CLI::Range(1, 64));
@@ -215,10 +216,9 @@ struct Cost {
   static double median(const std::vector<double>& sorted) { return sorted[sorted.size() / 2]; }
 };
 
-Cost measure_cost(const TextTask& task, const Contender& contender, const std::vector<Contender>& loras) {
+Cost measure_cost(const TextTask& task, const Contender& contender, const std::vector<Contender>& loras, int rounds) {
   text::use_threads(1);
   constexpr Index steps = 24;
-  constexpr int rounds = 25;
   // A measure takes its steps evenly from the whole run, so that every phase of a plan is in it.
   const auto seconds = [&](Contender chosen, int round) {
     const Index whole = chosen.steps;
@@ -357,7 +357,7 @@ int run(Options o, const CLI::App& app, const std::string& program) {
     dedicated.edge = dedicated.edge || one.edge;
     search_flops += one.flops;
   }
-  const Cost cost = measure_cost(task, recommended_method, searched);
+  const Cost cost = measure_cost(task, recommended_method, searched, o.rounds);
   std::vector<Series> series{dedicated, truncated};
   series.insert(series.end(), cut_runs.begin(), cut_runs.end());
   const std::size_t first_method = series.size();

@@ -4,7 +4,7 @@ cmake_minimum_required(VERSION 3.24)
 file(REMOVE_RECURSE ${folder})
 file(MAKE_DIRECTORY ${folder})
 set(small --width 16 --layers 1 --context 16 --max-rank 3 --steps 20 --pretrain-steps 20 --seeds 1 --validation 64
-          --workers 2 --text ${text} --pretrain ${pretrain} --base-folder ${folder} --folder ${folder}/kept)
+          --workers 2 --rounds 2 --text ${text} --pretrain ${pretrain} --base-folder ${folder} --folder ${folder}/kept)
 set(rates --rates 0.004 0.016)
 
 include(${CMAKE_CURRENT_LIST_DIR}/../support/expect.cmake)
