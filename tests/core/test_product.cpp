@@ -43,10 +43,11 @@ double error(const M& got, const Matrix<double>& expected, Index depth) {
   return ((got.template cast<double>() - expected).array().abs() / expected.array().abs()).maxCoeff() / bound;
 }
 
-// Nothing, one, odd, around a register tile, around the blocks of depth 256, columns 480 and rows 80 to 240.
+// Nothing, one, odd, around a register tile, few columns of many rows, around the blocks of depth 256, columns 1032 and rows 144 to 288.
 const std::vector<std::tuple<Index, Index, Index>> shapes{
-    {0, 3, 2},     {3, 0, 2},    {1, 1, 1},   {1, 7, 3},    {7, 1, 3},    {5, 3, 1},     {16, 6, 9},    {17, 7, 33},   {33, 13, 255},
-    {49, 25, 256}, {15, 5, 257}, {3, 2, 513}, {243, 9, 17}, {9, 481, 17}, {1, 483, 258}, {241, 1, 260}, {97, 487, 300}};
+    {0, 3, 2},      {3, 0, 2},     {1, 1, 1},     {1, 7, 3},    {7, 1, 3},    {5, 3, 1},    {16, 6, 9},    {17, 7, 33},
+    {33, 13, 255},  {49, 25, 256}, {15, 5, 257},  {3, 2, 513},  {243, 9, 17}, {9, 481, 17}, {1, 483, 258}, {241, 1, 260},
+    {97, 487, 300}, {2055, 3, 20}, {2049, 8, 13}, {293, 9, 17}, {9, 1035, 9}, {64, 40, 64}};
 
 template <class S, class Lhs, class Rhs, class Dst>
 void check_product(Index rows, Index cols, Index depth) {
@@ -138,6 +139,53 @@ TEMPLATE_TEST_CASE("splitting the depth at a block boundary changes no bit", "",
   add_product(parts, lhs.middleCols(256, 256), rhs.middleRows(256, 256));
   add_product(parts, lhs.rightCols(88), rhs.bottomRows(88));
   CHECK(same_bits(parts, whole));
+}
+
+TEMPLATE_TEST_CASE("dot products are the sum over the depth for every shape and storage order", "", float, double) {
+  using S = TestType;
+  for (const Index rows : {1, 2, 3, 4, 5, 9, 16, 17}) {
+    for (const Index cols : {1, 2, 7, 16, 33}) {
+      for (const Index depth : {0, 1, 15, 16, 257, 300}) {
+        INFO(rows << " × " << cols << " × " << depth);
+        const RowMatrix<S> lhs = positive<S, RowMatrix<S>>(rows, depth, 1);
+        const Matrix<S> rhs = positive<S, Matrix<S>>(depth, cols, 2), column_major = lhs;
+        const Matrix<double> expected = reference(Matrix<S>(Matrix<S>::Zero(rows, cols)), lhs, rhs, S(-1.75));
+        Matrix<S> dst = Matrix<S>::Constant(rows, cols, nan<S>), other = dst;
+        set_dot_products(dst, lhs, rhs, S(-1.75));
+        CHECK((depth == 0 ? dst.isZero(0) : error<S>(dst, expected, depth) <= 1));
+        set_dot_products(other, column_major, rhs, S(-1.75));
+        CHECK((depth == 0 ? other.isZero(0) : error<S>(other, expected, depth) <= 1));
+      }
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("a dot product depends on its own row and column, and the number of rows, only", "", float, double) {
+  using S = TestType;
+  const Index rows = 13, cols = 37, depth = 131;
+  const RowMatrix<S> lhs = noise<S>(rows, depth, 1);
+  const Matrix<S> rhs = noise<S>(depth, cols, 2);
+  Matrix<S> whole(rows, cols);
+  set_dot_products(whole, lhs, rhs, S(0.3));
+  for (Index j = 0; j < cols; ++j) {
+    Matrix<S> column(rows, 1);
+    set_dot_products(column, lhs, rhs.col(j), S(0.3));
+    CHECK(same_bits(column, Matrix<S>(whole.col(j))));
+  }
+  Matrix<S> large = Matrix<S>::Constant(rows + 2, cols + 3, S(9));
+  set_dot_products(large.block(1, 2, rows, cols), lhs, rhs, S(0.3));
+  CHECK(same_bits(Matrix<S>(large.block(1, 2, rows, cols)), whole));
+  large.block(1, 2, rows, cols).setConstant(S(9));
+  CHECK((large.array() == S(9)).all());
+  RowMatrix<S> spoiled = lhs;
+  spoiled(7, 5) = nan<S>;
+  Matrix<S> dst(rows, cols);
+  set_dot_products(dst, spoiled, rhs, S(0.3));
+  CHECK(dst.row(7).array().isNaN().all());
+  dst.row(7) = whole.row(7);
+  CHECK(same_bits(dst, whole));
+  CHECK_THROWS_SAYING(ShapeError, set_dot_products(dst, lhs, noise<S>(depth + 1, cols, 2)), "product: rows of the right operand",
+                      "expected 131", "got 132");
 }
 
 TEST_CASE("a product refuses shapes that do not fit and then writes nothing") {

@@ -1,6 +1,9 @@
 #ifndef DYLORA_CORE_BUFFER_HPP
 #define DYLORA_CORE_BUFFER_HPP
 
+#include <algorithm>
+
+#include "dylora/core/parallel.hpp"
 #include "dylora/core/types.hpp"
 
 namespace dylora {
@@ -24,7 +27,12 @@ class Buffer {
   }
 
   /// Takes the shape and the elements of `source`.
-  void assign(ConstMatrixRef<S> source) { resize(source.rows(), source.cols()) = source; }
+  void assign(ConstMatrixRef<S> source) {
+    View copy = resize(source.rows(), source.cols());
+    const Index columns_at_once = std::max<Index>(1, 4096 / std::max<Index>(1, source.rows()));
+    for_each_range(source.cols(), columns_at_once, static_cast<double>(source.size()),
+                   [&](Index begin, Index end) { copy.middleCols(begin, end - begin) = source.middleCols(begin, end - begin); });
+  }
 
   Index rows() const { return rows_; }
   Index cols() const { return cols_; }

@@ -2,9 +2,11 @@
 #define DYLORA_CORE_GEMM_HPP
 
 #include <algorithm>
-#include <cstring>
 
+#include "dylora/core/few_columns.hpp"
+#include "dylora/core/operand.hpp"
 #include "dylora/core/parallel.hpp"
+#include "dylora/core/simd.hpp"
 #include "dylora/core/types.hpp"
 
 /// The dense product under add_product, blocked after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008):
@@ -15,67 +17,18 @@
 /// bits are the same for any number of threads, and a sample's result does not change with the batch it is computed in.
 namespace dylora::detail {
 
+/// A tile is so many vectors high and columns wide: enough sums to hide the latency of a multiply-add, no more than there are registers.
 #if defined(__AVX512F__)
-inline constexpr int vector_bytes = 64, tile_vectors = 3, tile_cols = 8;
-#elif defined(__AVX__)
-inline constexpr int vector_bytes = 32, tile_vectors = 2, tile_cols = 6;
+inline constexpr int tile_vectors = 3, tile_cols = 8;
 #else
-inline constexpr int vector_bytes = 16, tile_vectors = 2, tile_cols = 6;
+inline constexpr int tile_vectors = 2, tile_cols = 6;
 #endif
-
-template <class S>
-inline constexpr int lanes = vector_bytes / static_cast<int>(sizeof(S));
 template <class S>
 inline constexpr Index tile_rows = tile_vectors * lanes<S>;
 
-inline constexpr Index depth_block = 256;
 template <class S>
-inline constexpr Index rows_block = 5 * tile_rows<S>;  // a packed left block of at most 240 KiB stays in L2
-inline constexpr Index cols_block = 480;               // a multiple of every tile_cols; a packed right block of at most 960 KiB
-
-inline Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
-
-/// One vector register.
-#if defined(__GNUC__)
-template <class S>
-using Pack [[gnu::vector_size(vector_bytes)]] = S;
-#else
-template <class S>
-using Pack = Eigen::Array<S, lanes<S>, 1>;
-#endif
-
-template <class S>
-Pack<S> zero() {
-#if defined(__GNUC__)
-  return Pack<S>{};
-#else
-  return Pack<S>::Zero();
-#endif
-}
-
-template <class S>
-Pack<S> load(const S* from) {
-  Pack<S> pack;
-  std::memcpy(&pack, from, sizeof pack);
-  return pack;
-}
-
-template <class S>
-void store(S* to, const Pack<S>& pack) {
-  std::memcpy(to, &pack, sizeof pack);
-}
-
-/// A matrix in either storage order, transposed or not: element (i, j) is data[i · row_stride + j · col_stride].
-template <class S>
-struct Operand {
-  const S* data;
-  Index row_stride;
-  Index col_stride;
-
-  const S* at(Index row, Index col) const { return data + row * row_stride + col * col_stride; }
-  Operand from(Index row, Index col) const { return {at(row, col), row_stride, col_stride}; }
-  Operand transposed() const { return {data, col_stride, row_stride}; }
-};
+inline constexpr Index rows_block = 288 * 4 / static_cast<Index>(sizeof(S));  // a packed left block of at most 288 KiB stays in L2
+inline constexpr Index cols_block = 1032;                                     // a multiple of tile_cols; its panels pass through L1
 
 /// Some rows of the left operand as whole vectors: those of column k start at data + k · step.
 template <class S>
@@ -84,20 +37,19 @@ struct LeftPanel {
   Index step;
 };
 
-/// tile_cols columns of the right operand: element k of column j is columns[j][k · step].
-template <class S, Index step>
-struct RightPanel {
-  const S* columns[tile_cols];
-};
-
-/// dst (vectors · lanes rows × tile_cols columns, `stride` apart) = [dst +] scale · lhs · rhs.
-template <class S, int vectors, bool accumulate, Index step>
-void multiply_tile(Index depth, LeftPanel<S> lhs, RightPanel<S, step> rhs, S scale, S* dst, Index stride) {
+/// dst (vectors · lanes rows × tile_cols columns, `stride` apart) = initial + scale · lhs · rhs.
+template <class S, int vectors>
+void multiply_tile(Index depth, LeftPanel<S> lhs, Operand<S> rhs, S scale, Initial<S> initial, S* dst, Index stride) {
   Pack<S> sum[tile_cols][vectors];
+  const S* factors[tile_cols];
 #pragma GCC unroll 8
-  for (auto& column : sum) {
+  for (int j = 0; j < tile_cols; ++j) {
+    factors[j] = rhs.at(0, j);
 #pragma GCC unroll 8
-    for (auto& pack : column) pack = zero<S>();
+    for (int v = 0; v < vectors; ++v) {
+      sum[j][v] = zero<S>();
+      prefetch_for_write(dst + j * stride + v * lanes<S>);
+    }
   }
   for (Index k = 0; k < depth; ++k) {
     Pack<S> column[vectors];
@@ -105,7 +57,7 @@ void multiply_tile(Index depth, LeftPanel<S> lhs, RightPanel<S, step> rhs, S sca
     for (int v = 0; v < vectors; ++v) column[v] = load(lhs.data + k * lhs.step + v * lanes<S>);
 #pragma GCC unroll 8
     for (int j = 0; j < tile_cols; ++j) {
-      const S factor = rhs.columns[j][k * step];
+      const S factor = factors[j][k * rhs.row_stride];
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) sum[j][v] += column[v] * factor;
     }
@@ -114,117 +66,146 @@ void multiply_tile(Index depth, LeftPanel<S> lhs, RightPanel<S, step> rhs, S sca
   for (int j = 0; j < tile_cols; ++j) {
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
-      S* to = dst + j * stride + v * lanes<S>;
-      if constexpr (accumulate) {
-        store<S>(to, load(to) + sum[j][v] * scale);
-      } else {
-        store<S>(to, sum[j][v] * scale);
-      }
+      const Index row = v * lanes<S>;
+      const Pack<S> product = sum[j][v] * scale;
+      store<S>(dst + j * stride + row, initial.data == nullptr ? product : load(initial.data + j * initial.col_stride + row) + product);
     }
   }
 }
 
-/// Copies rows [row, row + rows) × depth [k, k + depth) of `from` to panels of `width` rows, each contiguous along the depth; the last is
-/// padded with zeros to a multiple of `unit` rows and is only as wide as that.
-template <Index width, Index unit, class S>
-void pack_panels(const Operand<S>& from, Index row, Index rows, Index k, Index depth, S* to) {
-  for (Index i = 0; i < rows; i += width) {
-    const Index used = std::min(width, rows - i), padded = round_up(used, unit);
-    const S* source = from.at(row + i, k);
-    if (used < padded) std::fill_n(to, padded * depth, S(0));
-    if (from.row_stride == 1) {
-      for (Index p = 0; p < depth; ++p) std::copy_n(source + p * from.col_stride, used, to + p * padded);
-    } else {
-      for (Index r = 0; r < used; ++r) {
-        const S* line = source + r * from.row_stride;
-        for (Index p = 0; p < depth; ++p) to[p * padded + r] = line[p * from.col_stride];
-      }
-    }
-    to += padded * depth;
-  }
-}
-
-/// A thread's packing memory, at most 1.2 MiB, kept between calls so that a product allocates nothing once warm. (A machine without
-/// even that much memory ends the program: the first call of a thread may be inside a parallel region, which no exception can leave.)
-template <class S>
-struct PackingMemory {
-  Vector<S> left, right;
-
-  static PackingMemory& of_this_thread(Index rows, Index cols, Index depth) {
-    thread_local PackingMemory memory;
-    depth = std::min(depth, depth_block);
-    const Index left = std::min(rows_block<S>, round_up(rows, lanes<S>)) * depth;
-    const Index right = std::min(cols_block, round_up(cols, tile_cols)) * depth;
-    if (memory.left.size() < left) memory.left.resize(left);
-    if (memory.right.size() < right) memory.right.resize(right);
-    return memory;
-  }
-};
-
-/// One tile of dst, `rows` × `cols` of it wanted: through a buffer where the tile hangs over the edge.
-template <class S, int vectors, bool accumulate, Index step>
-void multiply_edge(Index rows, Index cols, Index depth, LeftPanel<S> lhs, const RightPanel<S, step>& rhs, S scale, S* dst, Index stride) {
+/// The same for `rows` × `cols` of a tile: through a buffer where it hangs over the edge.
+template <class S, int vectors>
+void multiply_edge(Index rows, Index cols, Index depth, LeftPanel<S> lhs, Operand<S> rhs, S scale, Initial<S> initial, S* dst,
+                   Index stride) {
   constexpr Index height = vectors * lanes<S>;
-  if (rows == height && cols == tile_cols) return multiply_tile<S, vectors, accumulate>(depth, lhs, rhs, scale, dst, stride);
+  if (rows == height && cols == tile_cols) return multiply_tile<S, vectors>(depth, lhs, rhs, scale, initial, dst, stride);
   alignas(vector_bytes) S tile[height * tile_cols] = {};
-  for (Index j = 0; accumulate && j < cols; ++j) std::copy_n(dst + j * stride, rows, tile + j * height);
-  multiply_tile<S, vectors, accumulate>(depth, lhs, rhs, scale, tile, height);
+  if (initial.data != nullptr) {
+    for (Index j = 0; j < cols; ++j) std::copy_n(initial.data + j * initial.col_stride, rows, tile + j * height);
+    initial = {tile, height};
+  }
+  multiply_tile<S, vectors>(depth, lhs, rhs, scale, initial, tile, height);
   for (Index j = 0; j < cols; ++j) std::copy_n(tile + j * height, rows, dst + j * stride);
 }
 
-/// All tiles of one block of rows under one right panel. `left` gives the panel of the tile that starts at row i.
-template <class S, bool accumulate, Index step, class Left>
-void multiply_column(Index rows, Index cols, Index depth, const Left& left, const RightPanel<S, step>& rhs, S scale, S* dst, Index stride) {
-  for (Index i = 0; i < rows; i += tile_rows<S>) {
-    const Index tall = std::min(tile_rows<S>, rows - i);
-    const auto multiply = [&]<int vectors>() {
-      multiply_edge<S, vectors, accumulate>(tall, cols, depth, left(i), rhs, scale, dst + i, stride);
-    };
-    switch ((tall + lanes<S> - 1) / lanes<S>) {
-      case 1: multiply.template operator()<1>(); break;
-      case 2: multiply.template operator()<2>(); break;
-      default: multiply.template operator()<tile_vectors>();
+/// How many rows the tile from `row` on takes of those before `end`: as many vectors as a tile has, fewer at the end, and never so many that a
+/// single one is left which could have shared with it. No tile lies across `boundary`.
+template <class S>
+Index next_height(Index row, Index boundary, Index end) {
+  const Index rows = (row < boundary ? std::min(boundary, end) : end) - row, vectors = (rows + lanes<S> - 1) / lanes<S>;
+  return (vectors == 4 && tile_vectors == 3 ? 2 : std::min<Index>(tile_vectors, vectors)) * lanes<S>;
+}
+
+/// Rows [row, row + rows) × depth [0, depth) of `from`, `step` elements from one depth to the next; what hangs over the rows is 0.
+template <class S>
+void pack_left(const Operand<S>& from, Index row, Index rows, Index depth, S* to, Index step) {
+  const S* source = from.at(row, 0);
+  if (rows < step) std::fill_n(to, step * depth, S(0));
+  if (from.row_stride == 1 && rows == step) {
+    for (Index p = 0; p < depth; ++p) {
+      for (Index r = 0; r < rows; r += lanes<S>) store<S>(to + p * step + r, load(source + p * from.col_stride + r));
+    }
+  } else if (from.row_stride == 1) {
+    for (Index p = 0; p < depth; ++p) std::copy_n(source + p * from.col_stride, rows, to + p * step);
+  } else if (from.col_stride == 1) {
+    transpose(rows, depth, source, from.row_stride, to, step);
+  } else {
+    for (Index p = 0; p < depth; ++p) {
+      for (Index r = 0; r < rows; ++r) to[p * step + r] = source[r * from.row_stride + p * from.col_stride];
     }
   }
 }
 
-/// dst = [dst +] scale · lhs · rhs on the calling thread; dst is column-major with unit row stride.
-///
-/// The left operand is packed unless a panel of it is used only once, the right one unless its columns are contiguous and read few times.
+/// Depth [0, depth) × columns [col, col + cols) of `from`, each column contiguous and `depth_block` from the next; what hangs over the
+/// columns up to a multiple of tile_cols is 0.
 template <class S>
-void gemm_serial(Index rows, Index cols, Index depth, S scale, const Operand<S>& lhs, const Operand<S>& rhs, S* dst, Index stride,
-                 bool accumulate) {
-  const bool direct_left = lhs.row_stride == 1 && rows % lanes<S> == 0 && cols <= tile_cols;
-  const bool direct_right = rhs.row_stride == 1 && rows <= 2 * rows_block<S>;
-  PackingMemory<S>& memory = PackingMemory<S>::of_this_thread(direct_left ? 0 : rows, direct_right ? 0 : cols, depth);
-  for (Index j = 0; j < cols; j += cols_block) {
-    const Index wide = std::min(cols_block, cols - j);
-    for (Index k = 0; k < depth; k += depth_block) {
-      const Index deep = std::min(depth_block, depth - k);
-      if (!direct_right) pack_panels<tile_cols, tile_cols>(rhs.transposed(), j, wide, k, deep, memory.right.data());
-      for (Index i = 0; i < rows; i += rows_block<S>) {
-        const Index tall = std::min(rows_block<S>, rows - i);
-        if (!direct_left) pack_panels<tile_rows<S>, lanes<S>>(lhs, i, tall, k, deep, memory.left.data());
-        const auto left = [&](Index row) -> LeftPanel<S> {
-          if (direct_left) return {lhs.at(i + row, k), lhs.col_stride};
-          return {memory.left.data() + row * deep, round_up(std::min(tile_rows<S>, tall - row), lanes<S>)};
-        };
-        const auto multiply = [&]<bool add, Index step>(Index col, const RightPanel<S, step>& right) {
-          multiply_column<S, add>(tall, std::min<Index>(tile_cols, wide - col), deep, left, right, scale, dst + i + (j + col) * stride,
-                                  stride);
-        };
-        for (Index col = 0; col < wide; col += tile_cols) {
-          const auto run = [&]<Index step>(const RightPanel<S, step>& right) {
-            accumulate || k > 0 ? multiply.template operator()<true>(col, right) : multiply.template operator()<false>(col, right);
-          };
-          if (direct_right) {
-            RightPanel<S, 1> right;
-            for (Index c = 0; c < tile_cols; ++c) right.columns[c] = rhs.at(k, j + std::min(col + c, wide - 1));
-            run(right);
-          } else {
-            RightPanel<S, tile_cols> right;
-            for (Index c = 0; c < tile_cols; ++c) right.columns[c] = memory.right.data() + col * deep + c;
-            run(right);
+void pack_right(const Operand<S>& from, Index depth, Index col, Index cols, S* to) {
+  const S* source = from.at(0, col);
+  if (from.row_stride == 1) {
+    for (Index c = 0; c < cols; ++c) std::copy_n(source + c * from.col_stride, depth, to + c * depth_block);
+  } else if (from.col_stride == 1) {
+    transpose(depth, cols, source, from.row_stride, to, depth_block);
+  } else {
+    for (Index c = 0; c < cols; ++c) {
+      for (Index p = 0; p < depth; ++p) to[c * depth_block + p] = source[p * from.row_stride + c * from.col_stride];
+    }
+  }
+  for (Index c = cols; c % tile_cols != 0; ++c) std::fill_n(to + c * depth_block, depth, S(0));
+}
+
+/// At most depth_block of the depth of a product, operands in place where that is as fast, else in packed panels.
+template <class S>
+struct Slab {
+  Product<S> part;
+  Index direct_rows, direct_cols;  // so many are read in place, whole vectors and tiles of them
+  S* left;
+  S* right;
+  Index first_row = 0, first_col = 0;  // of the packed ones
+
+  void pack_cols(Index begin, Index end) {
+    first_col = std::clamp(direct_cols, begin, end);
+    pack_right(part.rhs, part.depth, first_col, end - first_col, right);
+  }
+
+  void pack_rows(Index begin, Index boundary, Index end) {
+    first_row = std::clamp(direct_rows, begin, end);
+    for (Index row = first_row, height; row < end; row += height) {
+      height = next_height<S>(row, boundary, end);
+      pack_left(part.lhs, row, std::min(height, end - row), part.depth, left + (row - first_row) * part.depth, height);
+    }
+  }
+
+  void multiply(Index row, Index rows, Index height, Index col, Index cols, Initial<S> initial, S* dst, Index stride) const {
+    const LeftPanel<S> lhs = row < first_row ? LeftPanel<S>{part.lhs.at(row, 0), part.lhs.col_stride}
+                                             : LeftPanel<S>{left + (row - first_row) * part.depth, height};
+    const Operand<S> rhs = col < first_col ? part.rhs.from(0, col) : Operand<S>{right + (col - first_col) * depth_block, 1, depth_block};
+    const auto run = [&]<int vectors>() { multiply_edge<S, vectors>(rows, cols, part.depth, lhs, rhs, part.scale, initial, dst, stride); };
+    switch (height / lanes<S>) {
+      case 1: return run.template operator()<1>();
+      case 2: return run.template operator()<2>();
+      default: return run.template operator()<tile_vectors>();
+    }
+  }
+};
+
+/// dst = initial + product + term on the calling thread; dst is column-major with unit row stride. The term, at most depth_block deep or
+/// absent (depth 0), is added to a tile while it is still in L1: it costs its flops and no traffic.
+///
+/// The left operand is packed once per cols_block columns, unless it is contiguous along its columns and used once; the right one once, unless
+/// it is contiguous along its columns. Packing memory: 1.3 MiB, twice that with a term.
+template <class S>
+void gemm_serial(Index rows, Index cols, const Product<S>& product, const Product<S>& term, Initial<S> initial, S* dst, Index stride) {
+  const Index whole_rows = rows / lanes<S> * lanes<S>, direct_rows = cols <= tile_cols && product.lhs.row_stride == 1 ? whole_rows : 0;
+  const auto direct_cols = [&](const Operand<S>& rhs) { return rhs.row_stride == 1 ? cols / tile_cols * tile_cols : 0; };
+  const Index row_blocks = (rows + rows_block<S> - 1) / rows_block<S>;  // of equal size: a small last one would be slow
+  const Index row_block = round_up((rows + row_blocks - 1) / row_blocks, lanes<S>),
+              col_block = std::min(cols_block, round_up(cols, tile_cols));
+  const Index left = row_block * std::min(product.depth, depth_block), right = col_block * depth_block;
+  S* memory = scratch_memory<S>(left + right + (term.depth > 0 ? row_block * term.depth + right : 0));
+  for (Index j = 0; j < cols; j += col_block) {
+    const Index last_col = std::min(cols, j + col_block);
+    for (Index k = 0; k < product.depth; k += depth_block) {
+      const Index depth = std::min(depth_block, product.depth - k);
+      Slab<S> slabs[] = {{{product.lhs.from(0, k), product.rhs.from(k, 0), depth, product.scale},
+                          direct_rows,
+                          direct_cols(product.rhs),
+                          memory,
+                          memory + left},
+                         {term, 0, direct_cols(term.rhs), memory + left + right, memory + left + right + row_block * term.depth}};
+      const int count = term.depth > 0 && k + depth == product.depth ? 2 : 1;
+      for (int s = 0; s < count; ++s) slabs[s].pack_cols(j, last_col);
+      for (Index i = 0; i < rows; i += row_block) {
+        const Index last_row = std::min(rows, i + row_block);
+        for (int s = 0; s < count; ++s) slabs[s].pack_rows(i, direct_rows, last_row);
+        for (Index col = j; col < last_col; col += tile_cols) {
+          for (Index row = i, height; row < last_row; row += height) {
+            height = next_height<S>(row, direct_rows, last_row);
+            S* tile = dst + row + col * stride;
+            for (int s = 0; s < count; ++s) {
+              const Initial<S> start = k == 0 && s == 0 ? initial.from(row, col) : Initial<S>{tile, stride};
+              slabs[s].multiply(row, std::min(height, last_row - row), height, col, std::min<Index>(tile_cols, last_col - col), start, tile,
+                                stride);
+            }
           }
         }
       }
@@ -232,18 +213,29 @@ void gemm_serial(Index rows, Index cols, Index depth, S scale, const Operand<S>&
   }
 }
 
-/// dst = [dst +] scale · lhs · rhs, split over threads along dst's longer side. 2 · rows · cols · depth flops.
+/// The same, where there are few columns and the left operands are contiguous along rows or columns.
 template <class S>
-void gemm(Index rows, Index cols, Index depth, S scale, const Operand<S>& lhs, const Operand<S>& rhs, S* dst, Index stride,
-          bool accumulate) {
-  const double work = static_cast<double>(rows) * static_cast<double>(cols) * static_cast<double>(depth);
+void gemv_serial(Index rows, Index cols, const Product<S>& product, const Product<S>& term, Initial<S> initial, S* dst, Index stride) {
+  const auto multiply = cols == 1   ? multiply_few_columns<S, 1>
+                        : cols <= 4 ? multiply_few_columns<S, 4>
+                                    : multiply_few_columns<S, most_few_columns>;
+  multiply(rows, cols, product, initial, dst, stride);
+  if (term.depth > 0) multiply(rows, cols, term, {dst, stride}, dst, stride);
+}
+
+/// dst = initial + product + term, split over threads along dst's longer side. 2 · rows · cols · (depth + depth of the term) flops.
+template <class S>
+void gemm(Index rows, Index cols, const Product<S>& product, const Product<S>& term, Initial<S> initial, S* dst, Index stride) {
+  const auto contiguous = [](const Product<S>& p) { return p.depth == 0 || p.lhs.row_stride == 1 || p.lhs.col_stride == 1; };
+  const auto serial = cols <= most_few_columns && contiguous(product) && contiguous(term) ? gemv_serial<S> : gemm_serial<S>;
+  const double work = static_cast<double>(rows) * static_cast<double>(cols) * static_cast<double>(product.depth + term.depth);
   if (rows >= cols) {
     for_each_range(rows, tile_rows<S>, work, [&](Index begin, Index end) {
-      gemm_serial(end - begin, cols, depth, scale, lhs.from(begin, 0), rhs, dst + begin, stride, accumulate);
+      serial(end - begin, cols, product.from(begin, 0), term.from(begin, 0), initial.from(begin, 0), dst + begin, stride);
     });
   } else {
     for_each_range(cols, tile_cols, work, [&](Index begin, Index end) {
-      gemm_serial(rows, end - begin, depth, scale, lhs, rhs.from(0, begin), dst + begin * stride, stride, accumulate);
+      serial(rows, end - begin, product.from(0, begin), term.from(0, begin), initial.from(0, begin), dst + begin * stride, stride);
     });
   }
 }

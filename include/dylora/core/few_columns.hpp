@@ -1,0 +1,151 @@
+#ifndef DYLORA_CORE_FEW_COLUMNS_HPP
+#define DYLORA_CORE_FEW_COLUMNS_HPP
+
+#include <algorithm>
+
+#include "dylora/core/operand.hpp"
+#include "dylora/core/simd.hpp"
+#include "dylora/core/types.hpp"
+
+/// Products with so few columns that reading the left operand is all the work: a token or a few through a weight, and dB = dy hᵀ. Each element
+/// of the left operand is read once, along the memory, and nothing is packed. The order of a sum is that of gemm.
+namespace dylora::detail {
+
+inline constexpr Index most_few_columns = 4;
+
+/// The columns of the right operand; where it has fewer than `columns`, the last again.
+template <class S, int columns>
+struct Factors {
+  const S* column[columns];
+  Index step;
+
+  Factors(const Operand<S>& rhs, Index cols) : step(rhs.row_stride) {
+    for (Index c = 0; c < columns; ++c) column[c] = rhs.at(0, std::min(c, cols - 1));
+  }
+
+  S operator()(Index k, int c) const { return column[c][k * step]; }
+};
+
+/// dst = initial + scale · sum for `rows` rows of one column, at most a vector of them.
+template <class S>
+void finish(const Pack<S>& sum, Index rows, S scale, const S* initial, S* dst) {
+  const Pack<S> product = sum * scale;
+  const Pack<S> result = initial == nullptr ? product : load_some(initial, rows) + product;
+  store_some<S>(dst, result, rows);
+}
+
+/// sums[c] += columns k to k + count − 1 of lhs, times their factors, for rows [0, rows) of a chunk; sums of a column are `stride` apart.
+template <class S, int columns, int count>
+void add_columns(const Operand<S>& lhs, Index rows, const Factors<S, columns>& factors, Index k, S* sums, Index stride) {
+  S factor[columns][count];
+  for (int c = 0; c < columns; ++c) {
+    for (int p = 0; p < count; ++p) factor[c][p] = factors(k + p, c);
+  }
+  const auto add = [&](Index row, const auto& read) {
+    Pack<S> column[count];
+#pragma GCC unroll 8
+    for (int p = 0; p < count; ++p) column[p] = read(lhs.at(row, p));
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; ++c) {
+      Pack<S> sum = load(sums + c * stride + row);
+#pragma GCC unroll 8
+      for (int p = 0; p < count; ++p) sum += column[p] * factor[c][p];
+      store<S>(sums + c * stride + row, sum);
+    }
+  };
+  const Index whole = rows / lanes<S> * lanes<S>;
+  for (Index row = 0; row < whole; row += lanes<S>) add(row, [](const S* from) { return load(from); });
+  if (whole < rows) add(whole, [&](const S* from) { return load_some(from, rows - whole); });
+}
+
+/// Where columns of lhs are contiguous: down some of them at a time, the sums in cache.
+template <class S, int columns>
+void multiply_along_columns(Index rows, Index cols, const Product<S>& product, Initial<S> initial, S* dst, Index stride) {
+  constexpr Index chunk = 2048;
+  const Factors<S, columns> factors(product.rhs, cols);
+  const Index sum_stride = std::min(chunk, round_up(rows, lanes<S>));
+  S* sums = scratch_memory<S>(columns * sum_stride);
+  for (Index row = 0; row < rows; row += chunk) {
+    const Index tall = std::min(chunk, rows - row);
+    for (Index k = 0; k < product.depth; k += depth_block) {
+      const Index end = std::min(product.depth, k + depth_block);
+      std::fill_n(sums, columns * sum_stride, S(0));
+      Index p = k;
+      for (; p + 8 <= end; p += 8) add_columns<S, columns, 8>(product.lhs.from(row, p), tall, factors, p, sums, sum_stride);
+      for (; p < end; ++p) add_columns<S, columns, 1>(product.lhs.from(row, p), tall, factors, p, sums, sum_stride);
+      for (Index c = 0; c < cols; ++c) {
+        S* column = dst + row + c * stride;
+        const Initial<S> start = k == 0 ? initial.from(row, c) : Initial<S>{column, stride};
+        for (Index r = 0; r < tall; r += lanes<S>) {
+          finish<S>(load(sums + c * sum_stride + r), std::min<Index>(lanes<S>, tall - r), product.scale,
+                    start.data == nullptr ? nullptr : start.data + r, column + r);
+        }
+      }
+    }
+  }
+}
+
+/// Columns k to k + lanes − 1 (or fewer: `count`) of a vector of rows of lhs (or fewer: `rows`), rows contiguous, times their factors, are added
+/// to a sum for each column of the result: turned in registers.
+///
+/// Not inlined: between two of these the compiler would keep all factors in registers, and spill everything else.
+template <class S, int columns, bool whole>
+[[gnu::noinline]] void add_rows(const Operand<S>& lhs, Index rows, Index count, const Factors<S, columns>& factors, Index k,
+                                Pack<S> (&sums)[columns]) {
+  Pack<S> square[lanes<S>];
+#pragma GCC unroll 16
+  for (int r = 0; r < lanes<S>; ++r) square[r] = whole ? load(lhs.at(r, k)) : load_some(lhs.at(std::min<Index>(r, rows - 1), k), count);
+  transpose_registers<S>(square);
+#pragma GCC unroll 16
+  for (int p = 0; p < lanes<S>; ++p) {
+    if (!whole && p >= count) break;
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; ++c) sums[c] += square[p] * factors(k + p, c);
+  }
+}
+
+/// Where rows of lhs are contiguous: along two vectors of rows at a time. With one, and one column, each multiply-add would wait for the one
+/// before it.
+template <class S, int columns>
+void multiply_along_rows(Index rows, Index cols, const Product<S>& product, Initial<S> initial, S* dst, Index stride) {
+  constexpr Index vectors = 2, height = vectors * lanes<S>;
+  const Factors<S, columns> factors(product.rhs, cols);
+  for (Index row = 0; row < rows; row += height) {
+    const auto used = [&](Index v) { return std::clamp<Index>(rows - row - v * lanes<S>, 0, lanes<S>); };
+    const Operand<S> lhs[vectors] = {product.lhs.from(row, 0), product.lhs.from(std::min(row + lanes<S>, rows - 1), 0)};
+    for (Index k = 0; k < product.depth; k += depth_block) {
+      const Index end = std::min(product.depth, k + depth_block);
+      Pack<S> sums[vectors][columns];
+      for (auto& vector : sums) {
+        for (auto& pack : vector) pack = zero<S>();
+      }
+      Index p = k;
+      for (; p + lanes<S> <= end && row + height <= rows; p += lanes<S>) {
+        for (Index v = 0; v < vectors; ++v) add_rows<S, columns, true>(lhs[v], lanes<S>, lanes<S>, factors, p, sums[v]);
+      }
+      for (; p < end; p += lanes<S>) {
+        for (Index v = 0; v < vectors; ++v) {
+          add_rows<S, columns, false>(lhs[v], std::max<Index>(used(v), 1), std::min<Index>(lanes<S>, end - p), factors, p, sums[v]);
+        }
+      }
+      for (Index v = 0; v < vectors && used(v) > 0; ++v) {
+        for (Index c = 0; c < cols; ++c) {
+          S* column = dst + row + v * lanes<S> + c * stride;
+          const Initial<S> start = k == 0 ? initial.from(row + v * lanes<S>, c) : Initial<S>{column, stride};
+          finish<S>(sums[v][c], used(v), product.scale, start.data, column);
+        }
+      }
+    }
+  }
+}
+
+/// dst = initial + product for at most most_few_columns columns, where the left operand is contiguous along its rows or columns.
+template <class S, int columns>
+void multiply_few_columns(Index rows, Index cols, const Product<S>& product, Initial<S> initial, S* dst, Index stride) {
+  const auto multiply = product.lhs.row_stride == 1 ? multiply_along_columns<S, columns> : multiply_along_rows<S, columns>;
+  multiply(rows, cols, product, initial, dst, stride);
+}
+
+}  // namespace dylora::detail
+
+#endif
