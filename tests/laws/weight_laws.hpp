@@ -107,6 +107,46 @@ TEMPLATE_LIST_TEST_CASE("a sample's output of a weight does not depend on the ba
   });
 }
 
+TEMPLATE_LIST_TEST_CASE("a weight takes a low-rank term along as if it were added afterwards", "[laws]", WeightsUnderTest) {
+  using W = typename TestType::Type;
+  using S = typename W::Scalar;
+  if constexpr (FusedWeight<W>) {
+    for_each_weight_case<W>([](const WeightCase<W>& c) {
+      for (const Index samples : {1, 5, 19}) {
+        for (const Index rank : {0, 1, 3, 300}) {
+          INFO(samples << " samples, rank " << rank);
+          const Matrix<S> x = noise<S>(c.in, samples, 1), dy = noise<S>(c.out, samples, 2), out = noise<S>(c.out, rank, 4),
+                          in = noise<S>(c.in, rank, 5), right = noise<S>(rank, samples, 6);
+          const LowRankTerm<S> output_term{out, right, S(0.7)}, input_term{in, right, S(0.7)};
+
+          Matrix<S> y = all_nan<S>(c.out, samples), expected(c.out, samples);
+          c.weight.apply(x, output_term, y);
+          c.weight.apply(x, expected);
+          add_product(expected, out, right, S(0.7));
+          CHECK(same_bits(y, expected));
+
+          Matrix<S> dx = all_nan<S>(c.in, samples), expected_dx = Matrix<S>::Zero(c.in, samples);
+          c.weight.apply_transposed(dy, input_term, dx);
+          c.weight.add_apply_transposed(dy, expected_dx);
+          add_product(expected_dx, in, right, S(0.7));
+          CHECK(same_bits(dx, expected_dx));
+
+          dx = expected_dx = noise<S>(c.in, samples, 3);
+          c.weight.add_apply_transposed(dy, input_term, dx);
+          c.weight.add_apply_transposed(dy, expected_dx);
+          add_product(expected_dx, in, right, S(0.7));
+          CHECK(same_bits(dx, expected_dx));
+        }
+      }
+      Matrix<S> y(c.out, 5), dx(c.in, 5);
+      const Matrix<S> left = noise<S>(c.out + 1, 2, 1), in = noise<S>(c.in, 2, 1), right = noise<S>(2, 6, 2);
+      const LowRankTerm<S> tall{left, right.leftCols(5)}, wide{in, right};
+      CHECK_THROWS_SAYING(ShapeError, c.weight.apply(c.x, tall, y), "rows of the left operand");
+      CHECK_THROWS_SAYING(ShapeError, c.weight.apply_transposed(c.dy, wide, dx), "columns of the right operand");
+    });
+  }
+}
+
 TEMPLATE_LIST_TEST_CASE("a weight refuses what does not fit", "[laws]", WeightsUnderTest) {
   using W = typename TestType::Type;
   using S = typename W::Scalar;

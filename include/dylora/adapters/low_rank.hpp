@@ -89,20 +89,11 @@ struct LowRank {
   /// Throws ShapeError if x or y do not fit, std::invalid_argument if b > max_rank. Costs 2·b·n·(in + out) flops; but for a list of
   /// ranks, allocates only when the cache grows.
   void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    check_factors();
-    require_ranks(ranks, x.cols(), max_rank(), "LowRank::add_forward");
-    require_equal(x.rows(), in_features(), "LowRank::add_forward: rows of x");
     require_equal(y.rows(), out_features(), "LowRank::add_forward: rows of y");
     require_equal(y.cols(), x.cols(), "LowRank::add_forward: samples in y");
-    cache.ranks = ranks.at_most(components());
-    cache.samples = x.cols();
-    auto h = cache.h.resize(cache.ranks.highest(), x.cols());
-    cache.ranks.for_each_run(x.cols(), [&](Index begin, Index n, RankSlice rank) {
-      const Index b = rank.active;
-      if (b == 0) return;
-      auto h_b = h.block(0, begin, b, n);
-      set_product(h_b, A.topRows(b), x.middleCols(begin, n));
-      add_product(y.middleCols(begin, n), B.leftCols(b), h_b, scale(b));
+    prepare_forward(x, ranks, cache);
+    for_each_forward_term(cache, [&](Index begin, Index n, const LowRankTerm<S>& term) {
+      add_product(y.middleCols(begin, n), term.left, term.right, term.scale);
     });
   }
 
@@ -114,33 +105,66 @@ struct LowRank {
   /// x and dy as in add_forward; gradients and dx (in × n) are added to. The frozen prefix [0, t) still passes gradient to x.
   /// Throws ShapeError if something does not fit or the cache was not filled. Costs 4·b·n·(in + out) flops at t = 0.
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    require_equal(dy.rows(), out_features(), "LowRank::add_backward: rows of dy");
-    require_equal(dy.cols(), cache.samples, "LowRank::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
-    require_equal(x.rows(), in_features(), "LowRank::add_backward: rows of x");
-    require_equal(x.cols(), dy.cols(), "LowRank::add_backward: samples in x");
+    check_backward(x, dy, cache, gradients);
     require_equal(dx.rows(), in_features(), "LowRank::add_backward: rows of dx");
     require_equal(dx.cols(), dy.cols(), "LowRank::add_backward: samples in dx");
-    detail::require_gradient(gradients.A, A, RankAxis::rows, "LowRank::add_backward: gradient of", "lora_A");
-    detail::require_gradient(gradients.B, B, RankAxis::cols, "LowRank::add_backward: gradient of", "lora_B");
+    prepare_backward(x, dy, cache, gradients);
+    for_each_backward_term(cache, gradients, [&](Index begin, Index n, const LowRankTerm<S>& term) {
+      add_product(dx.middleCols(begin, n), term.left, term.right, term.scale);
+    });
+  }
+
+  /// add_forward but for its last product: h = A_b x, into the cache.
+  void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
     check_factors();
-    const BatchRanks& ranks = cache.ranks;
-    require_ranks(ranks, dy.cols(), components(), "LowRank::add_backward: the cache");
-    require_in_range(ranks.highest(), 0, components(), "LowRank::add_backward: rank of the cache");  // cut to nothing since
-    require_equal(cache.h.rows(), ranks.highest(), "LowRank::add_backward: rank of the cached h");
+    require_ranks(ranks, x.cols(), max_rank(), "LowRank::add_forward");
+    require_equal(x.rows(), in_features(), "LowRank::add_forward: rows of x");
+    cache.ranks = ranks.at_most(components());
+    cache.samples = x.cols();
+    auto h = cache.h.resize(cache.ranks.highest(), x.cols());
+    cache.ranks.for_each_run(x.cols(), [&](Index begin, Index n, RankSlice rank) {
+      const Index b = rank.active;
+      if (b > 0) set_dot_products(h.block(0, begin, b, n), A.topRows(b), x.middleCols(begin, n));
+    });
+  }
+
+  /// Calls f(begin, n, s · B_b · h) for each run of n columns, whose y is to have the term added.
+  template <class F>
+  void for_each_forward_term(const Cache& cache, F&& f) const {
     const auto h = cache.h.view();
+    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
+      const Index b = rank.active;
+      f(begin, n, LowRankTerm<S>{B.leftCols(b), h.block(0, begin, b, n), b > 0 ? scale(b) : S(0)});
+    });
+  }
+
+  /// add_backward but for its last product: dA and dB are added to, dh is kept beside them.
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    check_backward(x, dy, cache, gradients);
+    const BatchRanks& ranks = cache.ranks;
+    const auto h = cache.h.view();
+    auto dh = gradients.dh.resize(ranks.highest(), dy.cols());
     ranks.for_each_run(dy.cols(), [&](Index begin, Index n, RankSlice rank) {
       const Index b = rank.active, t = rank.trainable_from, trained = rank.trainable();
       if (b == 0) return;
       const auto x_b = x.middleCols(begin, n), dy_b = dy.middleCols(begin, n);
-      auto dh = gradients.dh.resize(b, n);
-      set_product(dh, B.leftCols(b).transpose(), dy_b, scale(b));
+      auto dh_b = dh.block(0, begin, b, n);
+      set_dot_products(dh_b, B.leftCols(b).transpose(), dy_b, scale(b));
       if (trained > 0) {
         add_product(gradients.B.middleCols(t, trained), dy_b, h.block(t, begin, trained, n).transpose(), scale(b));
-        add_product(gradients.A.middleRows(t, trained), dh.middleRows(t, trained), x_b.transpose());
+        add_product(gradients.A.middleRows(t, trained), dh_b.middleRows(t, trained), x_b.transpose());
       }
-      add_product(dx.middleCols(begin, n), A.topRows(b).transpose(), dh);
       gradients.A.components.insert(rank);
       gradients.B.components.insert(rank);
+    });
+  }
+
+  /// Calls f(begin, n, A_bᵀ · dh) for each run of n columns, whose dx is to have the term added.
+  template <class F>
+  void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const {
+    const auto dh = gradients.dh.view();
+    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
+      f(begin, n, LowRankTerm<S>{A.topRows(rank.active).transpose(), dh.block(0, begin, rank.active, n)});
     });
   }
 
@@ -165,6 +189,19 @@ struct LowRank {
   void check_factors() const {
     require_equal(B.cols(), A.rows(), "LowRank: columns of B (rank) against rows of A");
     require_in_range(A.rows(), 0, options.max_rank, "LowRank: components, against options.max_rank");
+  }
+
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    require_equal(dy.rows(), out_features(), "LowRank::add_backward: rows of dy");
+    require_equal(dy.cols(), cache.samples, "LowRank::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
+    require_equal(x.rows(), in_features(), "LowRank::add_backward: rows of x");
+    require_equal(x.cols(), dy.cols(), "LowRank::add_backward: samples in x");
+    detail::require_gradient(gradients.A, A, RankAxis::rows, "LowRank::add_backward: gradient of", "lora_A");
+    detail::require_gradient(gradients.B, B, RankAxis::cols, "LowRank::add_backward: gradient of", "lora_B");
+    check_factors();
+    require_ranks(cache.ranks, dy.cols(), components(), "LowRank::add_backward: the cache");
+    require_in_range(cache.ranks.highest(), 0, components(), "LowRank::add_backward: rank of the cache");  // cut to nothing since
+    require_equal(cache.h.rows(), cache.ranks.highest(), "LowRank::add_backward: rank of the cached h");
   }
 
   void require_alpha() const {

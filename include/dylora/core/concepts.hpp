@@ -5,6 +5,7 @@
 
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/parameters.hpp"
+#include "dylora/core/product.hpp"
 #include "dylora/core/rank.hpp"
 #include "dylora/core/types.hpp"
 
@@ -18,6 +19,15 @@ concept FrozenWeight = requires(const W& weight, ConstMatrixRef<typename W::Scal
   { weight.cols() } -> std::same_as<Index>;
   weight.apply(in, out);                 // out = W in + bias
   weight.add_apply_transposed(in, out);  // out += Wᵀ in
+};
+
+/// A frozen weight that takes a low-rank term along in its own pass over the output.
+template <class W>
+concept FusedWeight = FrozenWeight<W> && requires(const W& weight, ConstMatrixRef<typename W::Scalar> in,
+                                                  const LowRankTerm<typename W::Scalar>& term, MatrixRef<typename W::Scalar> out) {
+  weight.apply(in, term, out);                 // out = W in + bias + term
+  weight.apply_transposed(in, term, out);      // out = Wᵀ in + term
+  weight.add_apply_transposed(in, term, out);  // out += Wᵀ in + term
 };
 
 /// A frozen weight that can be read back as a matrix, and so be merged with an adapter.
@@ -44,6 +54,19 @@ concept Adapter = Trainable<A> && requires(const A& adapter, ConstMatrixRef<type
   adapter.add_forward(in, ranks, cache, out);            // (x, …, y)           y += Δ(x), each column at its rank
   adapter.add_backward(in, in, filled, gradients, out);  // (x, dy, …, dx)      gradients += ∂/∂θ, dx += ∂/∂x
 };
+
+/// An adapter whose correction is a low-rank term for each run of equal ranks, left to the caller to add: each verb of Adapter is one of
+/// these followed by the addition of its terms, f(first column, columns, term) for each.
+template <class A>
+concept FactoredAdapter =
+    Adapter<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, const BatchRanks& ranks, typename A::Cache& cache,
+                           const typename A::Cache& filled, typename A::Gradients& gradients,
+                           void (*f)(Index, Index, const LowRankTerm<typename A::Scalar>&)) {
+      adapter.prepare_forward(in, ranks, cache);             // (x, …)
+      adapter.for_each_forward_term(filled, f);              // y += each
+      adapter.prepare_backward(in, in, filled, gradients);   // (x, dy, …)    gradients += ∂/∂θ
+      adapter.for_each_backward_term(filled, gradients, f);  // dx += each
+    };
 
 /// An adapter that is linear in its input, so that it can be merged: delta(b) is Δ_b as an out × in matrix.
 template <class A>
@@ -79,7 +102,8 @@ concept Projection = Trainable<P> && requires(const P& projection, ConstMatrixRe
   { projection.out_features() } -> std::same_as<Index>;
   { projection.max_rank() } -> std::same_as<Index>;
   projection.apply(in, ranks, cache, out);                  // (x, …, y)         y = projection(x)
-  projection.add_backward(in, in, filled, gradients, out);  // (x, dy, …, dx)    gradients += ∂/∂θ, dx += ∂/∂x
+  projection.set_backward(in, in, filled, gradients, out);  // (x, dy, …, dx)    gradients += ∂/∂θ, dx = ∂/∂x
+  projection.add_backward(in, in, filled, gradients, out);  //                   gradients += ∂/∂θ, dx += ∂/∂x
 };
 
 }  // namespace dylora

@@ -106,8 +106,7 @@ struct Linear {
   void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
     require_samples(dy.cols(), "Linear::backward: dy");
     require_equal(dy.cols(), cache.x.cols(), "Linear::backward: samples in dy, against the cache (was it filled by forward?)");
-    dx.setZero();
-    add_backward(cache.x.view(), dy, cache.adapter, gradients, dx);
+    set_backward(cache.x.view(), dy, cache.adapter, gradients, dx);
   }
 
   /// forward for a caller that keeps x itself, as composite layers do: y (out × n) is overwritten, the cache holds no copy of x.
@@ -117,17 +116,27 @@ struct Linear {
     require_samples(x.cols(), "Linear::forward: x");
     require_equal(y.rows(), out_features(), "Linear::forward: rows of y");
     require_equal(y.cols(), x.cols(), "Linear::forward: samples in y");
-    base.apply(x, y);
-    adapter.add_forward(x, ranks.at_most(max_rank()), cache, y);
+    if constexpr (fused) {
+      adapter.prepare_forward(x, ranks.at_most(max_rank()), cache);
+      adapter.for_each_forward_term(cache, [&](Index begin, Index n, const LowRankTerm<S>& term) {
+        if (n == x.cols()) return base.apply(x, term, y);
+        if (begin == 0) base.apply(x, y);  // the weight meets the whole batch at once
+        add_product(y.middleCols(begin, n), term.left, term.right, term.scale);
+      });
+    } else {
+      base.apply(x, y);
+      adapter.add_forward(x, ranks.at_most(max_rank()), cache, y);
+    }
   }
 
-  /// The backward of apply, with the same x: gradients and dx (in × n) are added to.
+  /// The backward of apply, with the same x: gradients are added to, dx (in × n) is overwritten.
+  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    backward_into<false>(x, dy, cache, gradients, dx);
+  }
+
+  /// The same, but dx is added to, as where several projections read one x.
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    require_equal(dy.rows(), out_features(), "Linear::backward: rows of dy");
-    require_equal(dx.rows(), in_features(), "Linear::backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "Linear::backward: samples in dx");
-    adapter.add_backward(x, dy, cache, gradients.adapter, dx);  // first: it may refuse, and nothing has been added then
-    base.add_apply_transposed(dy, dx);
+    backward_into<true>(x, dy, cache, gradients, dx);
   }
 
   /// W + Δ_b and the bias, as a new weight; the layer stays as it is. Throws std::invalid_argument for the rank.
@@ -142,6 +151,32 @@ struct Linear {
   template <class F, class... T>
   static void zip_parameters(F&& f, T&... t) {
     A::zip_parameters(f, t.adapter...);
+  }
+
+ private:
+  static constexpr bool fused = FactoredAdapter<A> && FusedWeight<W>;
+
+  /// dx (overwritten unless `add`). The adapter goes first: it may refuse, and nothing has been added then.
+  template <bool add>
+  void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    require_equal(dy.rows(), out_features(), "Linear::backward: rows of dy");
+    require_equal(dx.rows(), in_features(), "Linear::backward: rows of dx");
+    require_equal(dx.cols(), dy.cols(), "Linear::backward: samples in dx");
+    if constexpr (fused) {
+      const auto apply_transposed = [&](const LowRankTerm<S>& term) {
+        add ? base.add_apply_transposed(dy, term, dx) : base.apply_transposed(dy, term, dx);
+      };
+      adapter.prepare_backward(x, dy, cache, gradients.adapter);
+      adapter.for_each_backward_term(cache, gradients.adapter, [&](Index begin, Index n, const LowRankTerm<S>& term) {
+        if (n == dy.cols()) return apply_transposed(term);
+        if (begin == 0) apply_transposed(LowRankTerm<S>::none(in_features(), dy.cols()));
+        add_product(dx.middleCols(begin, n), term.left, term.right, term.scale);
+      });
+    } else {
+      if constexpr (!add) dx.setZero();
+      adapter.add_backward(x, dy, cache, gradients.adapter, dx);
+      base.add_apply_transposed(dy, dx);
+    }
   }
 };
 

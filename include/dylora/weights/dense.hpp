@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "dylora/core/error.hpp"
+#include "dylora/core/product.hpp"
 #include "dylora/core/types.hpp"
 #include "dylora/weights/view.hpp"
 
@@ -39,8 +40,19 @@ struct DenseWeight {
   /// y = W x + bias. 2·out·in·n flops.
   void apply(ConstMatrixRef<S> x, MatrixRef<S> y) const { view().apply(x, y); }
 
+  /// y = W x + bias + term, in one pass over y.
+  void apply(ConstMatrixRef<S> x, const LowRankTerm<S>& term, MatrixRef<S> y) const { view().apply(x, term, y); }
+
   /// dx += Wᵀ dy. 2·out·in·n flops.
   void add_apply_transposed(ConstMatrixRef<S> dy, MatrixRef<S> dx) const { view().add_apply_transposed(dy, dx); }
+
+  /// dx = Wᵀ dy + term, in one pass over dx.
+  void apply_transposed(ConstMatrixRef<S> dy, const LowRankTerm<S>& term, MatrixRef<S> dx) const { view().apply_transposed(dy, term, dx); }
+
+  /// dx += Wᵀ dy + term, in one pass over dx.
+  void add_apply_transposed(ConstMatrixRef<S> dy, const LowRankTerm<S>& term, MatrixRef<S> dx) const {
+    view().add_apply_transposed(dy, term, dx);
+  }
 
   /// A copy of W, without the bias.
   Matrix<S> dense() const { return W; }

@@ -60,17 +60,28 @@ class WeightView {
   const Bias& bias() const { return bias_; }
 
   /// y = W x + bias. 2·out·in·n flops.
-  void apply(ConstMatrixRef<S> x, MatrixRef<S> y) const {
+  void apply(ConstMatrixRef<S> x, MatrixRef<S> y) const { apply(x, LowRankTerm<S>::none(rows(), x.cols()), y); }
+
+  /// y = W x + bias + term. One pass over y; 2·n·(out·in + rank·out) flops.
+  void apply(ConstMatrixRef<S> x, const LowRankTerm<S>& term, MatrixRef<S> y) const {
     require_equal(x.rows(), cols(), "WeightView::apply: rows of x");
     require_equal(y.rows(), rows(), "WeightView::apply: rows of y");
     require_equal(y.cols(), x.cols(), "WeightView::apply: samples in y");
-    if (bias_.size() == 0) return set_product(y, values_, x);
-    y.colwise() = bias_;
-    add_product(y, values_, x);
+    set_affine<S>(y, values_, x, bias_, term);
   }
 
   /// dx += Wᵀ dy. 2·out·in·n flops.
   void add_apply_transposed(ConstMatrixRef<S> dy, MatrixRef<S> dx) const { add_product(dx, values_.transpose(), dy); }
+
+  /// dx = Wᵀ dy + term. One pass over dx; 2·n·(out·in + rank·in) flops.
+  void apply_transposed(ConstMatrixRef<S> dy, const LowRankTerm<S>& term, MatrixRef<S> dx) const {
+    set_affine<S>(dx, values_.transpose(), dy, Vector<S>(), term);
+  }
+
+  /// dx += Wᵀ dy + term. One pass over dx; 2·n·(out·in + rank·in) flops.
+  void add_apply_transposed(ConstMatrixRef<S> dy, const LowRankTerm<S>& term, MatrixRef<S> dx) const {
+    add_affine<S>(dx, values_.transpose(), dy, term);
+  }
 
   /// A copy of W, without the bias.
   Matrix<S> dense() const { return values_; }
