@@ -26,13 +26,14 @@ struct Block {
   struct Cache {
     typename LayerNorm<S>::Cache attention_norm, mlp_norm;
     typename Attention::Cache attention;
-    dylora::Buffer<S> mlp_input, u, a;
+    dylora::Buffer<S> mlp_input, u;
     typename Linear::ProjectionCache fc, proj;
   };
 
   /// Buffers that all blocks take turns with.
   struct Workspace {
-    dylora::Buffer<S> branch, hidden;
+    dylora::Buffer<S> branch, a, slope, hidden;
+    typename Attention::Workspace attention;
   };
 
   LayerNorm<S> attention_norm, mlp_norm;
@@ -46,28 +47,28 @@ struct Block {
     auto norm = cache.mlp_input.resize(x.rows(), x.cols());
     attention_norm.forward(x, cache.attention_norm, norm);
     attention.forward(norm, sequences, ranks, cache.attention, branch);
-    x += branch;
+    add_columns<S>(x, branch);
 
     mlp_norm.forward(x, cache.mlp_norm, norm);
-    auto u = cache.u.resize(fc.out_features(), x.cols()), a = cache.a.resize(fc.out_features(), x.cols());
+    auto u = cache.u.resize(fc.out_features(), x.cols()), a = workspace.a.resize(fc.out_features(), x.cols());
     fc.apply(norm, ranks, cache.fc, u);
     gelu<S>(u, a);
     proj.apply(a, ranks, cache.proj, branch);
-    x += branch;
+    add_columns<S>(x, branch);
   }
 
   /// dx holds the gradient of the block's output and becomes that of its input.
   void backward(dylora::MatrixRef<S> dx, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
-    auto branch = workspace.branch.resize(dx.rows(), dx.cols());
-    auto hidden = workspace.hidden.resize(fc.out_features(), dx.cols());
-    hidden.setZero();
-    proj.add_backward(cache.a.view(), dx, cache.proj, gradients.proj, hidden);
-    gelu_backward<S>(cache.u.view(), hidden);
-    branch.setZero();
-    fc.add_backward(cache.mlp_input.view(), hidden, cache.fc, gradients.fc, branch);
+    const Index width = fc.out_features(), n = dx.cols();
+    auto branch = workspace.branch.resize(dx.rows(), n);
+    auto a = workspace.a.resize(width, n), slope = workspace.slope.resize(width, n), hidden = workspace.hidden.resize(width, n);
+    gelu_and_slope<S>(cache.u.view(), a, slope);  // dearer to keep a for each block than to compute it again with the slope
+    proj.set_backward(a, dx, cache.proj, gradients.proj, hidden);
+    for_each_column(width, n, [&](Index i) { hidden.col(i).array() *= slope.col(i).array(); });
+    fc.set_backward(cache.mlp_input.view(), hidden, cache.fc, gradients.fc, branch);
     norm_backward(mlp_norm, branch, cache.mlp_norm, gradients.mlp_norm, dx);
 
-    attention.backward(dx, cache.attention, gradients.attention, branch);
+    attention.backward(dx, cache.attention, gradients.attention, workspace.attention, branch);
     norm_backward(attention_norm, branch, cache.attention_norm, gradients.attention_norm, dx);
   }
 

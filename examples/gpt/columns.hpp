@@ -20,6 +20,12 @@ void for_each_column(Index rows, Index count, const Body& body) {
   });
 }
 
+/// x += y
+template <class S>
+void add_columns(dylora::MatrixRef<S> x, dylora::ConstMatrixRef<S> y) {
+  for_each_column(x.rows(), x.cols(), [&](Index i) { x.col(i) += y.col(i); });
+}
+
 }  // namespace gpt
 
 #endif

@@ -34,6 +34,12 @@ struct DenseLinear {
     dylora::WeightView<S>(W, bias).apply(x, y);
   }
 
+  void set_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients,
+                    dylora::MatrixRef<S> dx) const {
+    dx.setZero();
+    add_backward(x, dy, cache, gradients, dx);
+  }
+
   ///     y = W x + bias         dW += dy · xᵀ        dbias += Σ dy        dx += Wᵀ · dy
   void add_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const ProjectionCache& /*cache*/, Gradients& gradients,
                     dylora::MatrixRef<S> dx) const {

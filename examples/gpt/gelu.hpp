@@ -19,13 +19,15 @@ void gelu(dylora::ConstMatrixRef<S> u, dylora::MatrixRef<S> a) {
   });
 }
 
-/// d becomes d ∘ gelu'(u).
+/// a = gelu(u) once more, and slope = gelu'(u), in one pass.
 template <class S>
-void gelu_backward(dylora::ConstMatrixRef<S> u, dylora::MatrixRef<S> d) {
+void gelu_and_slope(dylora::ConstMatrixRef<S> u, dylora::MatrixRef<S> a, dylora::MatrixRef<S> slope) {
   for_each_column(u.rows(), u.cols(), [&](Index i) {
     const auto x = u.col(i).array();
-    const Eigen::Array<S, Eigen::Dynamic, 1> t = (S(gelu_slope) * x * (1 + S(gelu_cube) * x.square())).tanh();
-    d.col(i).array() *= S(0.5) * (1 + t + x * (1 - t.square()) * S(gelu_slope) * (1 + 3 * S(gelu_cube) * x.square()));
+    auto t = slope.col(i).array();
+    t = (S(gelu_slope) * x * (1 + S(gelu_cube) * x.square())).tanh();
+    a.col(i) = S(0.5) * x * (1 + t);
+    t = S(0.5) * (1 + t + x * (1 - t.square()) * S(gelu_slope) * (1 + 3 * S(gelu_cube) * x.square()));
   });
 }
 

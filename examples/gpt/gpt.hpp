@@ -130,7 +130,6 @@ struct Gpt {
       if (!block.attention.context.view().allFinite()) return name + ".attn";
       if (!block.mlp_input.view().allFinite()) return name + ".attn.o_proj";
       if (!block.u.view().allFinite()) return name + ".mlp.c_fc";
-      if (!block.a.view().allFinite()) return name + ".mlp.gelu";
     }
     if (!cache.normed.view().allFinite()) return "ln_f";
     return cache.logits.view().allFinite() ? "" : "lm_head";

@@ -39,12 +39,17 @@ template <std::floating_point S, Projection Query = Linear<S>, Projection Key = 
 struct Attention {
   using Scalar = S;
 
+  /// What backward writes on the way; layers that take turns may share one.
+  struct Workspace {
+    Buffer<S> dQ, dK, dV, d_context, dot;
+  };
+
   struct Gradients {
     typename Query::Gradients q;
     typename Key::Gradients k;
     typename Value::Gradients v;
     typename Output::Gradients o;
-    Buffer<S> dQ, dK, dV, d_context, dot;  // workspace of backward
+    Workspace workspace;  // for those who bring none
   };
 
   /// Filled by one forward, read by any number of backward. x is kept once for q, k and v.
@@ -133,8 +138,13 @@ struct Attention {
     return dx;
   }
 
-  /// The same into the caller's dx (in × tokens, overwritten); allocates only when the workspace in `gradients` grows.
+  /// The same into the caller's dx (in × tokens, overwritten); allocates only when the workspace grows.
   void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    backward(dy, cache, gradients, gradients.workspace, dx);
+  }
+
+  /// The same in the caller's workspace, of which a model needs one for all its layers.
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<S> dx) const {
     require_samples(dy.cols(), "Attention::backward: dy");
     require_equal(dy.cols(), cache.x.cols(), "Attention::backward: tokens in dy, against the cache (was it filled by forward?)");
     require_equal(dx.rows(), in_features(), "Attention::backward: rows of dx");
@@ -142,15 +152,13 @@ struct Attention {
     require_equal(dy.rows(), out_features(), "Attention::backward: rows of dy");
     check_cache(cache);
     require_shapes(*this, "Attention::backward: gradient of", gradients);
-    auto d_context = gradients.d_context.resize(o.in_features(), dy.cols());
-    d_context.setZero();
-    o.add_backward(cache.context.view(), dy, cache.o, gradients.o, d_context);
-    auto dQ = gradients.dQ.resize(q.out_features(), dy.cols()), dK = gradients.dK.resize(k.out_features(), dy.cols());
-    auto dV = gradients.dV.resize(v.out_features(), dy.cols());
+    auto d_context = workspace.d_context.resize(o.in_features(), dy.cols());
+    o.set_backward(cache.context.view(), dy, cache.o, gradients.o, d_context);
+    auto dQ = workspace.dQ.resize(q.out_features(), dy.cols()), dK = workspace.dK.resize(k.out_features(), dy.cols());
+    auto dV = workspace.dV.resize(v.out_features(), dy.cols());
     split().backward(cache.sequences, cache.Q.view(), cache.K.view(), cache.V.view(), cache.context.view(), cache.logsumexp.view(),
-                     d_context, gradients.dot.resize(dy.cols(), options.heads), dQ, dK, dV);
-    dx.setZero();
-    q.add_backward(cache.x.view(), dQ, cache.q, gradients.q, dx);
+                     d_context, workspace.dot.resize(dy.cols(), options.heads), dQ, dK, dV);
+    q.set_backward(cache.x.view(), dQ, cache.q, gradients.q, dx);
     k.add_backward(cache.x.view(), dK, cache.k, gradients.k, dx);
     v.add_backward(cache.x.view(), dV, cache.v, gradients.v, dx);
   }

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "dylora/core/dot_products.hpp"
 #include "dylora/core/parallel.hpp"
 #include "dylora/core/sequences.hpp"
 #include "dylora/core/types.hpp"
@@ -51,18 +52,15 @@ struct AttentionHeads {
   void backward(const Sequences& sequences, ConstMatrixRef<S> Q, ConstMatrixRef<S> K, ConstMatrixRef<S> V, ConstMatrixRef<S> O,
                 ConstMatrixRef<S> logsumexp, ConstMatrixRef<S> dO, MatrixRef<S> dot, MatrixRef<S> dQ, MatrixRef<S> dK,
                 MatrixRef<S> dV) const {
-    dQ.setZero();
-    dK.setZero();
-    dV.setZero();
     for_each_task(sequences.count() * key_value_heads, 2.5 * work(sequences), [&](Index task) {
       const Index s = task / key_value_heads, shared = task % key_value_heads, begin = sequences.begin(s), n = sequences.length(s);
       const auto part = [&](auto& matrix, Index head) { return head_rows(matrix, head).middleCols(begin, n); };
+      part(dK, shared).setZero();
+      part(dV, shared).setZero();
       for (Index head = shared * group(); head < (shared + 1) * group(); ++head) {
+        part(dQ, head).setZero();
         S* const dots = dot.col(head).data() + begin;
-        for (Index i = 0; i < n; ++i) {
-          dots[i] = 0;
-          for (Index r = head * head_dim; r < (head + 1) * head_dim; ++r) dots[i] += O(r, begin + i) * dO(r, begin + i);
-        }
+        column_dot_products(head_dim, n, part(O, head).data(), O.outerStride(), part(dO, head).data(), dO.outerStride(), dots);
         attend_backward<S>({n, n, 0, causal}, temperature(), part(Q, head), part(K, shared), part(V, shared),
                            logsumexp.col(head).data() + begin, dots, part(dO, head), part(dQ, head), part(dK, shared), part(dV, shared));
       }

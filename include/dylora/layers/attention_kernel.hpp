@@ -69,12 +69,12 @@ void attend(const AttentionShape& shape, S scale, Index query, Index queries, Co
         continue;
       }
       column = (column - top).exp();
-      if (top != highest[i]) {
+      if (top != highest[i] && highest[i] != -infinity) {
         const S shrink = std::exp(highest[i] - top);
         sum[i] *= shrink;
         out.col(i) *= shrink;
-        highest[i] = top;
       }
+      highest[i] = top;
       sum[i] += column.sum();
     }
     mask_scores(scores, shape, query, queries, key, keys, S(0));

@@ -61,7 +61,7 @@ struct CrossEntropyOptions {
 namespace detail {
 
 /// to = exp(from − shift), returning its sum. In whole blocks, the last one padded: an element's bits depend on its value alone. Eigen's
-/// vectorised exp(−∞) is a tiny number, hence the select.
+/// vectorised exp(−∞) is a tiny number and its exp(NaN) need not be one, so both are put right; its own select would not be vectorised.
 template <class S>
 S shifted_exp(const S* from, Index size, S shift, S* to) {
   constexpr Index block = 64;
@@ -72,7 +72,9 @@ S shifted_exp(const S* from, Index size, S shift, S* to) {
     const Index used = std::min(block, size - i);
     if (used < block) values.setConstant(-infinity);
     std::copy_n(from + i, used, values.data());
-    values = (values == -infinity).select(S(0), (values - shift).exp());
+    const Eigen::Array<S, block, 1> raw = values;
+    values = (raw - shift).exp();
+    for (Index k = 0; k < block; ++k) values[k] = raw[k] == -infinity ? S(0) : std::isnan(raw[k]) ? raw[k] : values[k];
     sum += values.sum();
     std::copy_n(values.data(), used, to + i);
   }
