@@ -41,21 +41,24 @@ void add_columns(const Operand<S>& lhs, Index rows, const Factors<S, columns>& f
   for (int c = 0; c < columns; ++c) {
     for (int p = 0; p < count; ++p) factor[c][p] = factors(k + p, c);
   }
-  const auto add = [&](Index row, const auto& read) {
+  Index row = 0;
+  for (; row + lanes<S> <= rows; row += lanes<S>) {
     Pack<S> column[count];
 #pragma GCC unroll 8
-    for (int p = 0; p < count; ++p) column[p] = read(lhs.at(row, p));
-#pragma GCC unroll 8
+    for (int p = 0; p < count; ++p) column[p] = load(lhs.at(row, p));
+#pragma GCC unroll 4
     for (int c = 0; c < columns; ++c) {
       Pack<S> sum = load(sums + c * stride + row);
 #pragma GCC unroll 8
       for (int p = 0; p < count; ++p) sum += column[p] * factor[c][p];
       store<S>(sums + c * stride + row, sum);
     }
-  };
-  const Index whole = rows / lanes<S> * lanes<S>;
-  for (Index row = 0; row < whole; row += lanes<S>) add(row, [](const S* from) { return load(from); });
-  if (whole < rows) add(whole, [&](const S* from) { return load_some(from, rows - whole); });
+  }
+  if (row == rows) return;
+  for (int p = 0; p < count; ++p) {
+    const Pack<S> column = load_some(lhs.at(row, p), rows - row);
+    for (int c = 0; c < columns; ++c) store<S>(sums + c * stride + row, load(sums + c * stride + row) + column * factor[c][p]);
+  }
 }
 
 /// Where columns of lhs are contiguous: down some of them at a time, the sums in cache.
@@ -85,22 +88,33 @@ void multiply_along_columns(Index rows, Index cols, const Product<S>& product, I
   }
 }
 
-/// Columns k to k + lanes − 1 (or fewer: `count`) of a vector of rows of lhs (or fewer: `rows`), rows contiguous, times their factors, are added
-/// to a sum for each column of the result: turned in registers.
+/// Columns k to k + lanes − 1 of a vector of rows of lhs, rows contiguous, times their factors, are added to a sum for each column of the
+/// result: turned in registers.
 ///
 /// Not inlined: between two of these the compiler would keep all factors in registers, and spill everything else.
-template <class S, int columns, bool whole>
-[[gnu::noinline]] void add_rows(const Operand<S>& lhs, Index rows, Index count, const Factors<S, columns>& factors, Index k,
-                                Pack<S> (&sums)[columns]) {
+template <class S, int columns>
+[[gnu::noinline]] void add_rows(const Operand<S>& lhs, const Factors<S, columns>& factors, Index k, Pack<S> (&sums)[columns]) {
   Pack<S> square[lanes<S>];
 #pragma GCC unroll 16
-  for (int r = 0; r < lanes<S>; ++r) square[r] = whole ? load(lhs.at(r, k)) : load_some(lhs.at(std::min<Index>(r, rows - 1), k), count);
+  for (int r = 0; r < lanes<S>; ++r) {
+    square[r] = load(lhs.at(r, k));
+    prefetch(lhs.at(r, k + 2 * lanes<S>));  // so many rows at a time are more than the machine foresees by itself
+  }
   transpose_registers<S>(square);
 #pragma GCC unroll 16
   for (int p = 0; p < lanes<S>; ++p) {
-    if (!whole && p >= count) break;
 #pragma GCC unroll 8
     for (int c = 0; c < columns; ++c) sums[c] += square[p] * factors(k + p, c);
+  }
+}
+
+/// The same for `rows` rows and `count` columns, fewer than a vector has lanes.
+template <class S, int columns>
+void add_some_rows(const Operand<S>& lhs, Index rows, Index count, const Factors<S, columns>& factors, Index k, Pack<S> (&sums)[columns]) {
+  for (Index p = 0; p < count; ++p) {
+    S column[lanes<S>] = {};
+    for (Index r = 0; r < rows; ++r) column[r] = *lhs.at(r, k + p);
+    for (int c = 0; c < columns; ++c) sums[c] += load(column) * factors(k + p, c);
   }
 }
 
@@ -121,11 +135,11 @@ void multiply_along_rows(Index rows, Index cols, const Product<S>& product, Init
       }
       Index p = k;
       for (; p + lanes<S> <= end && row + height <= rows; p += lanes<S>) {
-        for (Index v = 0; v < vectors; ++v) add_rows<S, columns, true>(lhs[v], lanes<S>, lanes<S>, factors, p, sums[v]);
+        for (Index v = 0; v < vectors; ++v) add_rows<S, columns>(lhs[v], factors, p, sums[v]);
       }
       for (; p < end; p += lanes<S>) {
         for (Index v = 0; v < vectors; ++v) {
-          add_rows<S, columns, false>(lhs[v], std::max<Index>(used(v), 1), std::min<Index>(lanes<S>, end - p), factors, p, sums[v]);
+          add_some_rows<S, columns>(lhs[v], used(v), std::min<Index>(lanes<S>, end - p), factors, p, sums[v]);
         }
       }
       for (Index v = 0; v < vectors && used(v) > 0; ++v) {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "dylora/core/error.hpp"
@@ -78,6 +79,24 @@ void for_each_trained_range(RankAxis axis, const G& gradient, F&& f) {
   }
   f(Index{0}, axis == RankAxis::rows ? gradient.rows() : gradient.cols());
 }
+
+/// Calls f(size, pointers…) for each run of contiguous elements of blocks that have one shape and storage order: once where all are contiguous.
+/// What it is given does not depend on the type of the blocks, so that f is compiled once.
+template <class F, class First, class... Rest>
+void for_each_span(F&& f, First&& first, Rest&&... rest) {
+  if (((first.outerStride() == first.innerSize()) && ... && (rest.outerStride() == rest.innerSize()))) {
+    return f(first.size(), first.data(), rest.data()...);
+  }
+  for (Index i = 0; i < first.outerSize(); ++i) {
+    f(first.innerSize(), first.data() + i * first.outerStride(), rest.data() + i * rest.outerStride()...);
+  }
+}
+
+/// Elements that lie side by side.
+template <class S>
+using Span = Eigen::Map<Eigen::Array<S, Eigen::Dynamic, 1>>;
+template <class S>
+using ConstSpan = Eigen::Map<const Eigen::Array<S, Eigen::Dynamic, 1>>;
 
 template <class Element>
 void match_size(std::vector<Element>& elements, std::size_t size, std::string_view /*name*/) {
@@ -186,7 +205,12 @@ double norm(const T& /*trained*/, const typename T::Gradients& gradients) {
   T::zip_parameters(
       [&](Parameter parameter, const auto& g) {
         detail::for_each_trained_range(parameter.rank_axis, g, [&](Index begin, Index end) {
-          sum += detail::component_block(parameter.rank_axis, g, begin, end).template cast<double>().squaredNorm();
+          detail::for_each_span(
+              [&](Index size, const auto* values) {
+                using S = std::remove_cvref_t<decltype(*values)>;
+                sum += detail::ConstSpan<S>(values, size).template cast<double>().square().sum();
+              },
+              detail::component_block(parameter.rank_axis, g, begin, end));
         });
       },
       gradients);

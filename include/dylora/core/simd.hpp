@@ -68,6 +68,13 @@ void store_some(S* to, const Pack<S>& pack, Index count) {
   std::copy_n(elements, count, to);
 }
 
+/// Asks for the memory at `at`, to be read soon. Any address will do.
+inline void prefetch([[maybe_unused]] const void* at) {
+#if defined(__GNUC__)
+  __builtin_prefetch(at);
+#endif
+}
+
 /// Asks for the memory at `at`, to be written soon.
 inline void prefetch_for_write([[maybe_unused]] const void* at) {
 #if defined(__GNUC__)

@@ -69,24 +69,25 @@ class AdamW {
         [&](Parameter parameter, auto& p, const auto& g, auto& m, auto& v) {
           counters_.for_each_updated_block(index++, parameter.rank_axis, g, options_.update, [&](Index count, Index begin, Index end) {
             const auto block = [&](auto& matrix) { return detail::component_block(parameter.rank_axis, matrix, begin, end); };
-            update(block(p), block(g), block(m), block(v), count, clip);
+            detail::for_each_span([&](Index size, auto*... values) { update(size, values..., count, clip); }, block(p), block(g), block(m),
+                                  block(v));
           });
         },
         trained, gradients, m_, v_);
   }
 
  private:
-  template <class Block, class GradientBlock, class MomentBlock>
-  void update(Block p, const GradientBlock& g, MomentBlock m, MomentBlock v, Index count, double clip) const {
-    using S = typename Block::Scalar;
+  template <class S>
+  void update(Index size, S* parameters, const S* gradients, S* moments, S* squares, Index count, double clip) const {
     const auto [lr, beta1, beta2, eps, weight_decay, max_norm, mode] = options_;
     const auto t = static_cast<double>(count);
     const S step_size = static_cast<S>(lr / (1 - std::pow(beta1, t)));
     const S inverse_root = static_cast<S>(1 / std::sqrt(1 - std::pow(beta2, t)));
+    detail::Span<S> p(parameters, size), m(moments, size), v(squares, size);
+    const detail::ConstSpan<S> g(gradients, size);
     m = S(beta1) * m + S((1 - beta1) * clip) * g;
-    v = S(beta2) * v + S((1 - beta2) * clip * clip) * g.cwiseAbs2();
-    p.array() = S(1 - lr * weight_decay) * p.array() -
-                step_size * m.array() / (v.array().sqrt() * inverse_root + std::max(S(eps), std::numeric_limits<S>::min()));
+    v = S(beta2) * v + S((1 - beta2) * clip * clip) * g.square();
+    p = S(1 - lr * weight_decay) * p - step_size * m / (v.sqrt() * inverse_root + std::max(S(eps), std::numeric_limits<S>::min()));
   }
 
   AdamWOptions options_;

@@ -54,18 +54,22 @@ class Sgd {
     std::size_t index = 0;
     T::zip_parameters(
         [&](Parameter parameter, auto& p, const auto& g, auto& u) {
-          using S = typename std::remove_reference_t<decltype(p)>::Scalar;
           counters_.for_each_updated_block(index++, parameter.rank_axis, g, options_.update, [&](Index, Index begin, Index end) {
-            auto pb = detail::component_block(parameter.rank_axis, p, begin, end);
-            auto ub = detail::component_block(parameter.rank_axis, u, begin, end);
-            ub = S(options_.momentum) * ub + S(clip) * detail::component_block(parameter.rank_axis, g, begin, end);
-            pb = S(1 - options_.lr * options_.weight_decay) * pb - S(options_.lr) * ub;
+            const auto block = [&](auto& matrix) { return detail::component_block(parameter.rank_axis, matrix, begin, end); };
+            detail::for_each_span([&](Index size, auto*... values) { update(size, values..., clip); }, block(p), block(g), block(u));
           });
         },
         trained, gradients, momentum_);
   }
 
  private:
+  template <class S>
+  void update(Index size, S* parameters, const S* gradients, S* momentum, double clip) const {
+    detail::Span<S> p(parameters, size), u(momentum, size);
+    u = S(options_.momentum) * u + S(clip) * detail::ConstSpan<S>(gradients, size);
+    p = S(1 - options_.lr * options_.weight_decay) * p - S(options_.lr) * u;
+  }
+
   SgdOptions options_;
   typename T::Gradients momentum_;
   detail::StepCounters counters_;
