@@ -11,8 +11,14 @@ present() {
     nlohmann-json3-dev) has_header nlohmann/json.hpp ;;
     libcli11-dev) has_header CLI/CLI.hpp ;;
     gnuplot-nox) command -v gnuplot ;;
-  esac >/dev/null
+    libopenblas0-pthread) has_library libopenblas.so.0 ;;
+    libopenblas0-openmp) ls /usr/lib/*/openblas-openmp/libopenblas.so.0 ;; # PyTorch's fastest
+    '^libdnnl[0-9.]*$') has_library libdnnl.so ;; # the number differs between releases: apt-get takes a pattern
+    python3-torch) python3 -c 'import torch' || /usr/bin/python3 -c 'import torch' ;;
+  esac >/dev/null 2>&1
 }
+
+has_library() { PATH=$PATH:/sbin ldconfig -p | grep -qF "$1"; }
 
 has_header() {
   for header; do

@@ -1,0 +1,21 @@
+# read_rows(FILE VARIABLE): what the rows of a benchmark's report are about. Every row must be complete and make sense; no time is judged.
+function(read_rows file variable)
+  file(READ ${file} json)
+  string(JSON count LENGTH "${json}")
+  math(EXPR last "${count} - 1")
+  set(rows "")
+  foreach(i RANGE ${last})
+    foreach(key IN ITEMS what shape rank threads ratio low high goal met)
+      string(JSON ${key} GET "${json}" ${i} ${key}) # an error if it is not there
+    endforeach()
+    string(JSON goal_type TYPE "${json}" ${i} goal)
+    string(JSON met_type TYPE "${json}" ${i} met)
+    if(NOT low GREATER 0 OR low GREATER ratio OR ratio GREATER high OR threads LESS 1 OR rank LESS 0
+       OR NOT "${goal_type} ${met_type}" MATCHES "^(NULL NULL|NUMBER BOOLEAN)$")
+      string(JSON row GET "${json}" ${i})
+      message(FATAL_ERROR "a row that makes no sense:\n${row}")
+    endif()
+    list(APPEND rows "${what}")
+  endforeach()
+  set(${variable} "${rows}" PARENT_SCOPE)
+endfunction()
