@@ -40,18 +40,16 @@ void for_each_task(Index count, double work, const Body& body) {
   for (Index i = 0; i < count; ++i) body(i);
 }
 
-/// Runs body(begin, end) on ranges that cover [0, size), one for each thread, their boundaries multiples of `grain`. A thread has the same range
-/// each time, so that what it reads and writes again is still in its cache.
+/// Runs body(begin, end) on ranges that cover [0, size), one for each thread, their boundaries multiples of `grain`.
 template <class Body>
 void for_each_range(Index size, Index grain, double work, const Body& body) {
   const Index grains = (size + grain - 1) / grain;
   const Index ranges = work >= parallel_work ? std::min(available_threads(), grains) : 1;
   if (ranges <= 1) return body(Index{0}, size);
-  const auto boundary = [&](Index i) { return std::min(size, grains * i / ranges * grain); };
-#ifdef _OPENMP
-#pragma omp parallel for schedule(static, 1)
-#endif
-  for (Index i = 0; i < ranges; ++i) body(boundary(i), boundary(i + 1));
+  for_each_task(ranges, work, [&](Index i) {
+    const auto boundary = [&](Index k) { return std::min(size, grains * k / ranges * grain); };
+    body(boundary(i), boundary(i + 1));
+  });
 }
 
 }  // namespace dylora
