@@ -34,17 +34,16 @@ struct DenseLinear {
     dylora::WeightView<S>(W, bias).apply(x, y);
   }
 
-  void set_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients,
+  void set_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const ProjectionCache& /*cache*/, Gradients& gradients,
                     dylora::MatrixRef<S> dx) const {
-    dx.setZero();
-    add_backward(x, dy, cache, gradients, dx);
+    add_gradients(x, dy, gradients);
+    dylora::set_product(dx, W.transpose(), dy);
   }
 
   ///     y = W x + bias         dW += dy · xᵀ        dbias += Σ dy        dx += Wᵀ · dy
   void add_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const ProjectionCache& /*cache*/, Gradients& gradients,
                     dylora::MatrixRef<S> dx) const {
-    dylora::add_product(gradients.W, dy, x.transpose());
-    for (Index i = 0; i < dy.cols(); ++i) gradients.bias += dy.col(i);
+    add_gradients(x, dy, gradients);
     dylora::add_product(dx, W.transpose(), dy);
   }
 
@@ -52,6 +51,12 @@ struct DenseLinear {
   static void zip_parameters(F&& f, T&... t) {
     f(dylora::Parameter{"weight"}, t.W...);
     f(dylora::Parameter{"bias"}, t.bias...);
+  }
+
+ private:
+  static void add_gradients(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, Gradients& gradients) {
+    dylora::add_product(gradients.W, dy, x.transpose());
+    for (Index i = 0; i < dy.cols(); ++i) gradients.bias += dy.col(i);
   }
 };
 

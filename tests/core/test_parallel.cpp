@@ -112,6 +112,47 @@ TEMPLATE_TEST_CASE("a wide batch gives the same bits for any number of threads",
   }
 }
 
+TEMPLATE_TEST_CASE("a few tokens give the same bits for any number of threads", "", float, double) {
+  using S = TestType;
+  const auto check = [](const auto& layer) {
+    using L = std::remove_cvref_t<decltype(layer)>;
+    for (const Index tokens : {1, 3}) {
+      const Matrix<S> x = noise<S>(1030, tokens, 3), dy = noise<S>(700, tokens, 4);
+      for (const Index rank : {1, 5}) {
+        check_same_bits([&] { return outputs_and_gradients<L>(layer, dy, [&](auto& cache) { return layer.forward(x, rank, cache); }); });
+      }
+    }
+  };
+  auto column_major = MakeLayer<Linear<S>>::make(1030, 700, true, 5, 1);
+  randomize<Linear<S>>(column_major, 2);
+  check(column_major);
+  using RowMajor = Linear<S, LowRank<S>, WeightView<S, RowMatrix<S>>>;
+  auto row_major = MakeLayer<RowMajor>::make(1030, 700, true, 5, 1);
+  randomize<RowMajor>(row_major, 2);
+  check(row_major);
+}
+
+TEMPLATE_TEST_CASE("dot products give the same bits for any number of threads", "", float, double) {
+  using S = TestType;
+  const RowMatrix<S> lhs = noise<S>(16, 530, 1);
+  const Matrix<S> rhs = noise<S>(530, 70, 2);
+  check_same_bits([&] {
+    Matrix<S> dst(16, 70);
+    set_dot_products(dst, lhs, rhs);
+    return Vector<S>(dst.reshaped());
+  });
+}
+
+TEST_CASE("a large buffer takes over every element on any number of threads") {
+  const Matrix<float> source = noise<float>(701, 811, 1);
+  check_same_bits([&] {
+    Buffer<float> buffer;
+    buffer.assign(source);
+    CHECK(same_bits(Matrix<float>(buffer.view()), source));
+    return Vector<float>(buffer.view().reshaped());
+  });
+}
+
 TEMPLATE_TEST_CASE("an attention gives the same bits for any number of threads", "", float, double) {
   using S = TestType;
   const Attention<S> attention = big_attention<S>(60, 7);

@@ -43,7 +43,7 @@ double error(const M& got, const Matrix<double>& expected, Index depth) {
   return ((got.template cast<double>() - expected).array().abs() / expected.array().abs()).maxCoeff() / bound;
 }
 
-// Nothing, one, odd, around a register tile, few columns of many rows, around the blocks of depth 256, columns 1032 and rows 144 to 288.
+// Nothing, one, odd, around a register tile, few columns of many rows, a tile of them, around the blocks of depth 256, columns 1032 and rows 144 to 288.
 const std::vector<std::tuple<Index, Index, Index>> shapes{
     {0, 3, 2},      {3, 0, 2},     {1, 1, 1},     {1, 7, 3},    {7, 1, 3},    {5, 3, 1},    {16, 6, 9},    {17, 7, 33},
     {33, 13, 255},  {49, 25, 256}, {15, 5, 257},  {3, 2, 513},  {243, 9, 17}, {9, 481, 17}, {1, 483, 258}, {241, 1, 260},
@@ -116,6 +116,16 @@ TEMPLATE_TEST_CASE("an element depends on its own row and column only", "", floa
     add_product(column, lhs, rhs.col(j), S(0.3));
     CHECK(same_bits(column, Matrix<S>(whole.col(j))));
   }
+  const RowMatrix<S> lhs_rows = lhs;
+  for (const Index some : {2, 3, 4, 8}) {
+    for (Index j = 0; j + some <= cols; j += some) {
+      Matrix<S> columns = before.middleCols(j, some), by_rows = columns;
+      add_product(columns, lhs, rhs.middleCols(j, some), S(0.3));
+      add_product(by_rows, lhs_rows, rhs.middleCols(j, some), S(0.3));
+      CHECK(same_bits(columns, Matrix<S>(whole.middleCols(j, some))));
+      CHECK(same_bits(by_rows, columns));
+    }
+  }
   for (Index i = 0; i < rows; ++i) {
     Matrix<S> row = before.row(i);
     add_product(row, Matrix<S>(lhs.row(i)), rhs, S(0.3));
@@ -186,6 +196,24 @@ TEMPLATE_TEST_CASE("a dot product depends on its own row and column, and the num
   CHECK(same_bits(dst, whole));
   CHECK_THROWS_SAYING(ShapeError, set_dot_products(dst, lhs, noise<S>(depth + 1, cols, 2)), "product: rows of the right operand",
                       "expected 131", "got 132");
+}
+
+TEMPLATE_TEST_CASE("dot products of columns are those of their columns", "", float, double) {
+  using S = TestType;
+  for (const Index size : {1, 7, 16, 33}) {
+    for (const Index count : {1, 5, 16, 37}) {
+      INFO(size << " × " << count);
+      const Matrix<S> a = positive<S, Matrix<S>>(size + 2, count, 1), b = positive<S, Matrix<S>>(size + 3, count, 2);
+      Vector<S> dots = Vector<S>::Constant(count + 1, S(9));
+      detail::column_dot_products(size, count, a.data(), a.outerStride(), b.data(), b.outerStride(), dots.data());
+      for (Index i = 0; i < count; ++i) {
+        const Matrix<double> expected =
+            reference(Matrix<S>(Matrix<S>::Zero(1, 1)), a.col(i).head(size).transpose(), b.col(i).head(size), S(1));
+        CHECK(error<S>(Matrix<S>(dots.segment(i, 1)), expected, size) <= 1);
+      }
+      CHECK(dots[count] == S(9));
+    }
+  }
 }
 
 TEST_CASE("a product refuses shapes that do not fit and then writes nothing") {

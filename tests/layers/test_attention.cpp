@@ -169,6 +169,24 @@ TEMPLATE_TEST_CASE("generation equals the forward of the whole sequence bit for 
   }
 }
 
+TEMPLATE_TEST_CASE("a workspace that others have used gives the same gradients", "", float, double) {
+  using S = TestType;
+  using L = Attention<S>;
+  const L attention = uneven_attention<S>();
+  const Sequences sequences({7, 5});
+  const Matrix<S> x = noise<S>(attention.in_features(), 12, 1), dy = noise<S>(attention.out_features(), 12, 2);
+  typename L::Cache cache;
+  (void)attention.forward(x, sequences, 1, cache);
+  auto own = zeros_like(attention), other = zeros_like(attention);
+  const Matrix<S> dx = attention.backward(dy, cache, own);
+  typename L::Workspace used;
+  for (Buffer<S>* buffer : {&used.dQ, &used.dK, &used.dV, &used.d_context, &used.dot}) buffer->resize(50, 60).setConstant(nan<S>);
+  Matrix<S> dx_other = all_nan<S>(dx.rows(), dx.cols());
+  attention.backward(dy, cache, other, used, dx_other);
+  CHECK(same_bits(dx_other, dx));
+  CHECK(same_bits(values<L>(other), values<L>(own)));
+}
+
 TEST_CASE("one sequence is a batch of one") {
   const auto attention = attention_of<float>(12, {.heads = 4});
   const Matrix<float> x = noise<float>(5, 9, 1);

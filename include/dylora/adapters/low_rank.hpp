@@ -47,7 +47,7 @@ struct LowRank {
   struct Gradients {
     Gradient<RowMatrix<S>> A;
     Gradient<Matrix<S>> B;
-    Buffer<S> dh;  // workspace of add_backward
+    Buffer<S> dh;  // s · B_bᵀ · dy, from prepare_backward to for_each_backward_term
   };
 
   /// Filled by one add_forward, read by any number of add_backward.
@@ -114,7 +114,7 @@ struct LowRank {
     });
   }
 
-  /// add_forward but for its last product: h = A_b x, into the cache.
+  /// add_forward but for its last product: h = A_b x, into the cache (overwritten). Throws as it does. Costs 2·b·n·in flops.
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
     check_factors();
     require_ranks(ranks, x.cols(), max_rank(), "LowRank::add_forward");
@@ -128,7 +128,8 @@ struct LowRank {
     });
   }
 
-  /// Calls f(begin, n, s · B_b · h) for each run of n columns, whose y is to have the term added.
+  /// Calls f(begin, n, s · B_b · h) for each run of n columns of a cache that prepare_forward has filled: y[:, begin : begin + n] is to have
+  /// the term (out × n) added. The term refers to this adapter and the cache.
   template <class F>
   void for_each_forward_term(const Cache& cache, F&& f) const {
     const auto h = cache.h.view();
@@ -138,7 +139,8 @@ struct LowRank {
     });
   }
 
-  /// add_backward but for its last product: dA and dB are added to, dh is kept beside them.
+  /// add_backward but for its last product: dA and dB are added to, dh is kept beside them. Throws as it does, with nothing added. Costs
+  /// 2·b·n·(in + 2·out) flops at t = 0.
   void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
     check_backward(x, dy, cache, gradients);
     const BatchRanks& ranks = cache.ranks;
@@ -159,7 +161,8 @@ struct LowRank {
     });
   }
 
-  /// Calls f(begin, n, A_bᵀ · dh) for each run of n columns, whose dx is to have the term added.
+  /// Calls f(begin, n, A_bᵀ · dh) for each run of n columns, after prepare_backward with this cache and these gradients: dx[:, begin : begin + n]
+  /// is to have the term (in × n) added. The term refers to this adapter and the gradients.
   template <class F>
   void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const {
     const auto dh = gradients.dh.view();

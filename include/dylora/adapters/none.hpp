@@ -4,6 +4,8 @@
 #include <concepts>
 
 #include "dylora/core/batch_ranks.hpp"
+#include "dylora/core/error.hpp"
+#include "dylora/core/product.hpp"
 #include "dylora/core/rank.hpp"
 #include "dylora/core/types.hpp"
 
@@ -18,7 +20,9 @@ struct NoAdapter {
   using Scalar = S;
   struct Options {};
   struct Gradients {};
-  struct Cache {};
+  struct Cache {
+    Index samples = 0;
+  };
 
   NoAdapter(Index in_features, Index out_features) : in_features_(in_features), out_features_(out_features) {}
 
@@ -29,6 +33,19 @@ struct NoAdapter {
   void add_forward(ConstMatrixRef<S> /*x*/, const BatchRanks& /*ranks*/, Cache& /*cache*/, MatrixRef<S> /*y*/) const {}
   void add_backward(ConstMatrixRef<S> /*x*/, ConstMatrixRef<S> /*dy*/, const Cache& /*cache*/, Gradients& /*gradients*/,
                     MatrixRef<S> /*dx*/) const {}
+
+  void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& /*ranks*/, Cache& cache) const { cache.samples = x.cols(); }
+  template <class F>
+  void for_each_forward_term(const Cache& cache, F&& f) const {
+    f(Index{0}, cache.samples, LowRankTerm<S>::none(out_features_, cache.samples));
+  }
+  void prepare_backward(ConstMatrixRef<S> /*x*/, ConstMatrixRef<S> dy, const Cache& cache, Gradients& /*gradients*/) const {
+    require_equal(dy.cols(), cache.samples, "NoAdapter::prepare_backward: samples in dy, against the cache (was it filled?)");
+  }
+  template <class F>
+  void for_each_backward_term(const Cache& cache, const Gradients& /*gradients*/, F&& f) const {
+    f(Index{0}, cache.samples, LowRankTerm<S>::none(in_features_, cache.samples));
+  }
 
   Matrix<S> delta(RankSlice /*rank*/) const { return Matrix<S>::Zero(out_features_, in_features_); }
 

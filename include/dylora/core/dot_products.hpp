@@ -3,12 +3,12 @@
 
 #include <algorithm>
 
-#include "dylora/core/gemm.hpp"
 #include "dylora/core/parallel.hpp"
 #include "dylora/core/simd.hpp"
 #include "dylora/core/types.hpp"
 
-/// Products with few rows, whose operands are both contiguous along the depth: h = A x and dh = Bᵀ dy of a low-rank adapter.
+/// Products whose operands are both contiguous along the depth: with few rows, h = A x and dh = Bᵀ dy of a low-rank adapter; and column by
+/// column.
 ///
 /// gemm puts rows into the lanes of a vector, so with one row it would waste all but one of them. Here the lanes run along the depth, and a
 /// sum over the lanes ends each element. An element is the sum in order of depth within each lane, then of the lanes in halves: the order
@@ -18,7 +18,6 @@ namespace dylora::detail {
 /// Above so many rows gemm is as fast, and reads the right operand once instead of once for every four rows.
 inline constexpr Index most_dot_rows = 16;
 
-/// Sums that a tile keeps in registers, and hence how many columns one of so many rows has.
 /// Sums that a tile keeps in registers: it has as many columns as make so many with its rows.
 #if defined(__AVX512F__)
 inline constexpr int dot_sums = 16;

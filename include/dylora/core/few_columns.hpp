@@ -7,8 +7,9 @@
 #include "dylora/core/simd.hpp"
 #include "dylora/core/types.hpp"
 
-/// Products with so few columns that reading the left operand is all the work: a token or a few through a weight, and dB = dy hᵀ. Each element
-/// of the left operand is read once, along the memory, and nothing is packed. The order of a sum is that of gemm.
+/// Products with so few columns that reading the left operand is all the work: a token or a few through a weight, and dB = dy hᵀ at a low
+/// rank. Each element of the left operand is read once, along the memory, and nothing is packed; 2 · rows · columns · depth flops, where 2 and
+/// 3 columns count as 4. The order of a sum is that of gemm.
 namespace dylora::detail {
 
 inline constexpr Index most_few_columns = 4;
@@ -98,7 +99,7 @@ template <class S, int columns>
 #pragma GCC unroll 16
   for (int r = 0; r < lanes<S>; ++r) {
     square[r] = load(lhs.at(r, k));
-    prefetch(lhs.at(r, k + 2 * lanes<S>));  // so many rows at a time are more than the machine foresees by itself
+    prefetch(lhs.at(r, k), 2 * vector_bytes);  // so many rows at a time are more than the machine foresees by itself
   }
   transpose_registers<S>(square);
 #pragma GCC unroll 16
@@ -133,13 +134,14 @@ void multiply_along_rows(Index rows, Index cols, const Product<S>& product, Init
       for (auto& vector : sums) {
         for (auto& pack : vector) pack = zero<S>();
       }
-      Index p = k;
-      for (; p + lanes<S> <= end && row + height <= rows; p += lanes<S>) {
-        for (Index v = 0; v < vectors; ++v) add_rows<S, columns>(lhs[v], factors, p, sums[v]);
-      }
-      for (; p < end; p += lanes<S>) {
+      for (Index p = k; p < end; p += lanes<S>) {
+        const Index count = std::min<Index>(lanes<S>, end - p);
         for (Index v = 0; v < vectors; ++v) {
-          add_some_rows<S, columns>(lhs[v], used(v), std::min<Index>(lanes<S>, end - p), factors, p, sums[v]);
+          if (used(v) == lanes<S> && count == lanes<S>) {
+            add_rows<S, columns>(lhs[v], factors, p, sums[v]);
+          } else {
+            add_some_rows<S, columns>(lhs[v], used(v), count, factors, p, sums[v]);
+          }
         }
       }
       for (Index v = 0; v < vectors && used(v) > 0; ++v) {

@@ -88,8 +88,8 @@ void multiply_edge(Index rows, Index cols, Index depth, LeftPanel<S> lhs, Operan
   for (Index j = 0; j < cols; ++j) std::copy_n(tile + j * height, rows, dst + j * stride);
 }
 
-/// How many rows the tile from `row` on takes of those before `end`: as many vectors as a tile has, fewer at the end, and never so many that a
-/// single one is left which could have shared with it. No tile lies across `boundary`.
+/// How many rows the tile from `row` on takes of those before `end`: as many vectors as a tile has, fewer at the end, and never so many that
+/// a single one is left which could have shared with it. No tile lies across `boundary`.
 template <class S>
 Index next_height(Index row, Index boundary, Index end) {
   const Index rows = (row < boundary ? std::min(boundary, end) : end) - row, vectors = (rows + lanes<S> - 1) / lanes<S>;
@@ -171,8 +171,10 @@ struct Slab {
 /// dst = initial + product + term on the calling thread; dst is column-major with unit row stride. The term, at most depth_block deep or
 /// absent (depth 0), is added to a tile while it is still in L1: it costs its flops and no traffic.
 ///
-/// The left operand is packed once per cols_block columns, unless it is contiguous along its columns and used once; the right one once, unless
-/// it is contiguous along its columns or one tile wide. Packing memory: 1.3 MiB, twice that with a term.
+/// The left operand is packed once per cols_block columns, unless it is contiguous along its columns and used once; the right one once,
+/// unless
+/// it is contiguous along its columns or one tile wide. Packing memory: 1.3 MiB for float, 2.3 MiB for double, at most twice
+/// that with a term. Traffic: lhs once per cols_block columns, rhs once and then from cache, dst once per depth_block of depth.
 template <class S>
 void gemm_serial(Index rows, Index cols, const Product<S>& product, const Product<S>& term, Initial<S> initial, S* dst, Index stride) {
   const Index whole_rows = rows / lanes<S> * lanes<S>, direct_rows = cols <= tile_cols && product.lhs.row_stride == 1 ? whole_rows : 0;
@@ -218,9 +220,7 @@ void gemm_serial(Index rows, Index cols, const Product<S>& product, const Produc
 /// The same, where there are few columns and the left operands are contiguous along rows or columns.
 template <class S>
 void gemv_serial(Index rows, Index cols, const Product<S>& product, const Product<S>& term, Initial<S> initial, S* dst, Index stride) {
-  const auto multiply = cols == 1   ? multiply_few_columns<S, 1>
-                        : cols <= 4 ? multiply_few_columns<S, 4>
-                                    : multiply_few_columns<S, most_few_columns>;
+  const auto multiply = cols == 1 ? multiply_few_columns<S, 1> : multiply_few_columns<S, most_few_columns>;
   multiply(rows, cols, product, initial, dst, stride);
   if (term.depth > 0) multiply(rows, cols, term, {dst, stride}, dst, stride);
 }
@@ -229,10 +229,11 @@ void gemv_serial(Index rows, Index cols, const Product<S>& product, const Produc
 template <class S>
 void gemm(Index rows, Index cols, const Product<S>& product, const Product<S>& term, Initial<S> initial, S* dst, Index stride) {
   const auto contiguous = [](const Product<S>& p) { return p.depth == 0 || p.lhs.row_stride == 1 || p.lhs.col_stride == 1; };
-  const auto serial = cols <= most_few_columns && contiguous(product) && contiguous(term) ? gemv_serial<S> : gemm_serial<S>;
+  const bool few = cols <= most_few_columns && contiguous(product) && contiguous(term);
+  const auto serial = few ? gemv_serial<S> : gemm_serial<S>;
   const double work = static_cast<double>(rows) * static_cast<double>(cols) * static_cast<double>(product.depth + term.depth);
   if (rows >= cols) {
-    for_each_range(rows, tile_rows<S>, work, [&](Index begin, Index end) {
+    for_each_range(rows, few ? 2 * lanes<S> : tile_rows<S>, work, [&](Index begin, Index end) {
       serial(end - begin, cols, product.from(begin, 0), term.from(begin, 0), initial.from(begin, 0), dst + begin, stride);
     });
   } else {

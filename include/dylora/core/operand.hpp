@@ -3,7 +3,7 @@
 
 #include "dylora/core/types.hpp"
 
-/// What the kernels under product.hpp take: matrices as pointers and strides.
+/// What the kernels under product.hpp share: matrices as pointers and strides, the blocks of the depth, and memory to work in.
 namespace dylora::detail {
 
 /// A sum along the depth is one of partial sums, each over so much of it.

@@ -40,7 +40,7 @@ void for_each_task(Index count, double work, const Body& body) {
   for (Index i = 0; i < count; ++i) body(i);
 }
 
-/// Runs body(begin, end) on ranges that cover [0, size), one for each thread, their boundaries multiples of `grain`.
+/// Runs body(begin, end) on ranges that cover [0, size), one for each thread, their boundaries multiples of `grain`. It must not throw.
 template <class Body>
 void for_each_range(Index size, Index grain, double work, const Body& body) {
   const Index grains = (size + grain - 1) / grain;

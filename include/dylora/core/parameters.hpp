@@ -80,10 +80,12 @@ void for_each_trained_range(RankAxis axis, const G& gradient, F&& f) {
   f(Index{0}, axis == RankAxis::rows ? gradient.rows() : gradient.cols());
 }
 
-/// Calls f(size, pointers…) for each run of contiguous elements of blocks that have one shape and storage order: once where all are contiguous.
-/// What it is given does not depend on the type of the blocks, so that f is compiled once.
+/// Calls f(size, pointers…) for each run of contiguous elements of blocks that have one shape and storage order: once where all are
+/// contiguous. What it is given does not depend on the type of the blocks, so that f is compiled once.
 template <class F, class First, class... Rest>
 void for_each_span(F&& f, First&& first, Rest&&... rest) {
+  static_assert(((bool(std::remove_cvref_t<First>::IsRowMajor) == bool(std::remove_cvref_t<Rest>::IsRowMajor)) && ...),
+                "a parameter, its gradient and its moments must have one storage order");
   if (((first.outerStride() == first.innerSize()) && ... && (rest.outerStride() == rest.innerSize()))) {
     return f(first.size(), first.data(), rest.data()...);
   }

@@ -1,6 +1,7 @@
 #ifndef DYLORA_CORE_PRODUCT_HPP
 #define DYLORA_CORE_PRODUCT_HPP
 
+#include <limits>
 #include <type_traits>
 
 #include "dylora/core/dot_products.hpp"
@@ -13,7 +14,7 @@
 namespace dylora {
 
 /// scale · left · right, of low rank: what an adapter adds to the output of a frozen weight, in the same pass over that output. Refers to
-/// its factors.
+/// its factors; not to be copied where one of them was not column-major, since then it holds a temporary.
 template <class S>
 struct LowRankTerm {
   ConstMatrixRef<S> left;   // rows × rank, where a rank of 0 adds nothing
@@ -67,11 +68,12 @@ void multiply_into(D& dst, const L& lhs, const R& rhs, S scale) {
 #endif
 }
 
-/// dst = initial + lhs · rhs + term; lhs has at least one column.
+/// dst = initial + lhs · rhs + term.
 template <class S, class L>
 void multiply_with_term(MatrixRef<S> dst, const L& lhs, ConstMatrixRef<S> rhs, Initial<S> initial, const LowRankTerm<S>& term) {
   require_product(dst, lhs, rhs);
   require_product(dst, term.left, term.right);
+  require_in_range(lhs.cols(), 1, std::numeric_limits<Index>::max(), "product: columns of the left operand");
   if (dst.size() == 0) return;
   const Index rank = term.left.cols();
   const bool along = rank > 0 && rank <= depth_block;
@@ -101,7 +103,8 @@ void set_product(D&& dst, const L& lhs, const R& rhs, typename std::remove_cvref
 }
 
 /// dst = scale · lhs · rhs where lhs has few rows and both run along the depth in memory, as in h = A x and dh = Bᵀ dy: faster than
-/// set_product there, and the order of a sum is another one (core/dot_products.hpp), chosen by the number of rows and the depth alone.
+/// set_product there, and the order of a sum is another one (core/dot_products.hpp), chosen by the number of rows and the depth alone: an element
+/// depends on that number, its own row and its own column.
 /// Operands in any other storage order are multiplied by set_product. Otherwise as add_product.
 template <class D, class L, class R>
 void set_dot_products(D&& dst, const L& lhs, const R& rhs, typename std::remove_cvref_t<D>::Scalar scale = 1) {
@@ -121,9 +124,10 @@ void set_dot_products(D&& dst, const L& lhs, const R& rhs, typename std::remove_
 /// dst = bias + lhs · rhs + term, where bias is a column for every column of dst, or has no elements.
 ///
 /// The bits of add_product with lhs and rhs and then with the factors of the term, on a dst that holds the bias; but one pass over dst does all
-/// three. lhs has at least one column. Otherwise as add_product.
-template <class S, class L, class B>
-void set_affine(MatrixRef<S> dst, const L& lhs, ConstMatrixRef<S> rhs, const B& bias, const LowRankTerm<S>& term) {
+/// three. Throws std::invalid_argument if lhs has no column. Otherwise as add_product.
+template <class S, class L>
+void set_affine(MatrixRef<S> dst, const L& lhs, ConstMatrixRef<S> rhs, const Eigen::Ref<const Vector<S>>& bias,
+                const LowRankTerm<S>& term) {
   if (bias.size() > 0) require_equal(bias.size(), dst.rows(), "product: size of the bias");
 #ifdef EIGEN_USE_BLAS
   set_product(dst, lhs, rhs);

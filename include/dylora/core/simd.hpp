@@ -2,6 +2,7 @@
 #define DYLORA_CORE_SIMD_HPP
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -68,10 +69,10 @@ void store_some(S* to, const Pack<S>& pack, Index count) {
   std::copy_n(elements, count, to);
 }
 
-/// Asks for the memory at `at`, to be read soon. Any address will do.
-inline void prefetch([[maybe_unused]] const void* at) {
+/// Asks for the memory `ahead` bytes after `at`, to be read soon. It need not belong to anything.
+inline void prefetch([[maybe_unused]] const void* at, [[maybe_unused]] std::uintptr_t ahead) {
 #if defined(__GNUC__)
-  __builtin_prefetch(at);
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(at) + ahead));
 #endif
 }
 

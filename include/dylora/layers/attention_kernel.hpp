@@ -5,7 +5,6 @@
 #include <cmath>
 #include <limits>
 
-#include "dylora/core/gemm.hpp"
 #include "dylora/core/product.hpp"
 #include "dylora/core/types.hpp"
 
