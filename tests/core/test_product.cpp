@@ -198,6 +198,32 @@ TEMPLATE_TEST_CASE("a dot product depends on its own row and column, and the num
                       "expected 131", "got 132");
 }
 
+TEMPLATE_TEST_CASE("no kernel rounds otherwise than the others, however short the sums", "", float, double) {
+  using S = TestType;
+  const Index cols = 11;
+  for (const Index rows : {1, 6, 17, 33}) {
+    for (const Index depth : {1, 2, 5, 8, 17}) {
+      INFO(rows << " × " << depth);
+      const Matrix<S> lhs = noise<S>(rows, depth, 1), rhs = noise<S>(depth, cols, 2), before = noise<S>(rows, cols, 3);
+      const RowMatrix<S> lhs_rows = lhs;
+      Matrix<S> whole = before, dots(rows, cols);
+      add_product(whole, lhs, rhs, S(0.7));
+      set_dot_products(dots, lhs_rows, rhs, S(0.7));
+      for (const Index some : {1, 2, 3, 5, 8}) {
+        for (Index j = 0; j + some <= cols; ++j) {
+          Matrix<S> part = before.middleCols(j, some), by_rows = part, some_dots(rows, some);
+          add_product(part, lhs, rhs.middleCols(j, some), S(0.7));
+          add_product(by_rows, lhs_rows, rhs.middleCols(j, some), S(0.7));
+          set_dot_products(some_dots, lhs_rows, rhs.middleCols(j, some), S(0.7));
+          CHECK(same_bits(part, Matrix<S>(whole.middleCols(j, some))));
+          CHECK(same_bits(by_rows, part));
+          CHECK(same_bits(some_dots, Matrix<S>(dots.middleCols(j, some))));
+        }
+      }
+    }
+  }
+}
+
 TEMPLATE_TEST_CASE("dot products of columns are those of their columns", "", float, double) {
   using S = TestType;
   for (const Index size : {1, 7, 16, 33}) {

@@ -36,7 +36,7 @@ void column_dot_products(Index size, Index count, const S* a, Index a_stride, co
       const Index column = i + std::min<Index>(c, used - 1);
       for (Index k = 0; k < size; k += lanes<S>) {
         const Index some = std::min<Index>(lanes<S>, size - k);
-        sums[c] += load_some(a + column * a_stride + k, some) * load_some(b + column * b_stride + k, some);
+        sums[c] = multiply_add<S>(load_some(a + column * a_stride + k, some), load_some(b + column * b_stride + k, some), sums[c]);
       }
     }
     store_some<S>(dst + i, sums_of_lanes<S>(sums), used);
@@ -64,7 +64,10 @@ void dot_tile(Index used, Index depth, const S* lhs, Index lhs_stride, const S* 
     for (int c = 0; c < cols; ++c) {
       const Pack<S> factor = read(column[c]);
 #pragma GCC unroll 8
-      for (int r = 0; r < rows; ++r) sum[(r + c * rows) / n][(r + c * rows) % n] += row[r] * factor;
+      for (int r = 0; r < rows; ++r) {
+        Pack<S>& to = sum[(r + c * rows) / n][(r + c * rows) % n];
+        to = multiply_add<S>(row[r], factor, to);
+      }
     }
   };
   const Index whole = depth / n * n;

@@ -30,8 +30,7 @@ struct Factors {
 /// dst = initial + scale · sum for `rows` rows of one column, at most a vector of them.
 template <class S>
 void finish(const Pack<S>& sum, Index rows, S scale, const S* initial, S* dst) {
-  const Pack<S> product = sum * scale;
-  const Pack<S> result = initial == nullptr ? product : load_some(initial, rows) + product;
+  const Pack<S> result = initial == nullptr ? sum * scale : multiply_add<S>(sum, broadcast(scale), load_some(initial, rows));
   store_some<S>(dst, result, rows);
 }
 
@@ -51,14 +50,15 @@ void add_columns(const Operand<S>& lhs, Index rows, const Factors<S, columns>& f
     for (int c = 0; c < columns; ++c) {
       Pack<S> sum = load(sums + c * stride + row);
 #pragma GCC unroll 8
-      for (int p = 0; p < count; ++p) sum += column[p] * factor[c][p];
+      for (int p = 0; p < count; ++p) sum = multiply_add<S>(column[p], broadcast(factor[c][p]), sum);
       store<S>(sums + c * stride + row, sum);
     }
   }
   if (row == rows) return;
   for (int p = 0; p < count; ++p) {
     const Pack<S> column = load_some(lhs.at(row, p), rows - row);
-    for (int c = 0; c < columns; ++c) store<S>(sums + c * stride + row, load(sums + c * stride + row) + column * factor[c][p]);
+    for (int c = 0; c < columns; ++c)
+      store<S>(sums + c * stride + row, multiply_add<S>(column, broadcast(factor[c][p]), load(sums + c * stride + row)));
   }
 }
 
@@ -105,7 +105,7 @@ template <class S, int columns>
 #pragma GCC unroll 16
   for (int p = 0; p < lanes<S>; ++p) {
 #pragma GCC unroll 8
-    for (int c = 0; c < columns; ++c) sums[c] += square[p] * factors(k + p, c);
+    for (int c = 0; c < columns; ++c) sums[c] = multiply_add<S>(square[p], broadcast(factors(k + p, c)), sums[c]);
   }
 }
 
@@ -115,7 +115,7 @@ void add_some_rows(const Operand<S>& lhs, Index rows, Index count, const Factors
   for (Index p = 0; p < count; ++p) {
     S column[lanes<S>] = {};
     for (Index r = 0; r < rows; ++r) column[r] = *lhs.at(r, k + p);
-    for (int c = 0; c < columns; ++c) sums[c] += load(column) * factors(k + p, c);
+    for (int c = 0; c < columns; ++c) sums[c] = multiply_add<S>(load(column), broadcast(factors(k + p, c)), sums[c]);
   }
 }
 

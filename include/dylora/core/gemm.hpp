@@ -57,9 +57,9 @@ void multiply_tile(Index depth, LeftPanel<S> lhs, Operand<S> rhs, S scale, Initi
     for (int v = 0; v < vectors; ++v) column[v] = load(lhs.data + k * lhs.step + v * lanes<S>);
 #pragma GCC unroll 8
     for (int j = 0; j < tile_cols; ++j) {
-      const S factor = factors[j][k * rhs.row_stride];
+      const Pack<S> factor = broadcast<S>(factors[j][k * rhs.row_stride]);
 #pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) sum[j][v] += column[v] * factor;
+      for (int v = 0; v < vectors; ++v) sum[j][v] = multiply_add<S>(column[v], factor, sum[j][v]);
     }
   }
 #pragma GCC unroll 8
@@ -67,8 +67,10 @@ void multiply_tile(Index depth, LeftPanel<S> lhs, Operand<S> rhs, S scale, Initi
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
       const Index row = v * lanes<S>;
-      const Pack<S> product = sum[j][v] * scale;
-      store<S>(dst + j * stride + row, initial.data == nullptr ? product : load(initial.data + j * initial.col_stride + row) + product);
+      const Pack<S> result = initial.data == nullptr
+                                 ? sum[j][v] * scale
+                                 : multiply_add<S>(sum[j][v], broadcast(scale), load(initial.data + j * initial.col_stride + row));
+      store<S>(dst + j * stride + row, result);
     }
   }
 }

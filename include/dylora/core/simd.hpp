@@ -51,6 +51,31 @@ void store(S* to, const Pack<S>& pack) {
   std::memcpy(to, &pack, sizeof pack);
 }
 
+template <class S>
+Pack<S> broadcast(S value) {
+#if defined(__GNUC__)
+  return value - Pack<S>{};
+#else
+  return Pack<S>::Constant(value);
+#endif
+}
+
+/// a ∘ b + c, fused wherever the machine can. Said outright, because a compiler that is left to fuse does so in one kernel and not in another,
+/// and their results would differ in the last bit.
+template <class S>
+Pack<S> multiply_add(const Pack<S>& a, const Pack<S>& b, const Pack<S>& c) {
+#if defined(__GNUC__)
+  using Packet = typename Eigen::internal::packet_traits<S>::type;
+  if constexpr (sizeof(Packet) == sizeof(Pack<S>)) {
+    return (Pack<S>)Eigen::internal::pmadd((Packet)a, (Packet)b, (Packet)c);
+  } else {
+    return a * b + c;
+  }
+#else
+  return a * b + c;
+#endif
+}
+
 /// The first `count` elements, and zeros.
 template <class S>
 Pack<S> load_some(const S* from, Index count) {
