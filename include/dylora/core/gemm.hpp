@@ -174,9 +174,8 @@ struct Slab {
 /// absent (depth 0), is added to a tile while it is still in L1: it costs its flops and no traffic.
 ///
 /// The left operand is packed once per cols_block columns, unless it is contiguous along its columns and used once; the right one once,
-/// unless
-/// it is contiguous along its columns or one tile wide. Packing memory: 1.3 MiB for float, 2.3 MiB for double, at most twice
-/// that with a term. Traffic: lhs once per cols_block columns, rhs once and then from cache, dst once per depth_block of depth.
+/// unless it is contiguous along its columns or one tile wide. Packing memory: 1.3 MiB for float, 2.3 MiB for double, at most twice that
+/// with a term. Traffic: lhs once per cols_block columns, rhs once and then from cache, dst once per depth_block of depth.
 template <class S>
 void gemm_serial(Index rows, Index cols, const Product<S>& product, const Product<S>& term, Initial<S> initial, S* dst, Index stride) {
   const Index whole_rows = rows / lanes<S> * lanes<S>, direct_rows = cols <= tile_cols && product.lhs.row_stride == 1 ? whole_rows : 0;

@@ -119,9 +119,7 @@ struct Linear {
     if constexpr (fused) {
       adapter.prepare_forward(x, ranks.at_most(max_rank()), cache);
       adapter.for_each_forward_term(cache, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-        if (n == x.cols()) return base.apply(x, term, y);
-        if (begin == 0) base.apply(x, y);  // the weight meets the whole batch at once
-        add_product(y.middleCols(begin, n), term.left, term.right, term.scale);
+        add_term(begin, n, term, y, [&](const LowRankTerm<S>& along) { base.apply(x, along, y); });
       });
     } else {
       base.apply(x, y);
@@ -156,6 +154,15 @@ struct Linear {
  private:
   static constexpr bool fused = FactoredAdapter<A> && FusedWeight<W>;
 
+  /// The frozen weight meets the whole batch at once, at its first run: with the term along where that run is the batch. Else each run's
+  /// term is added after it.
+  template <class Weight>
+  static void add_term(Index begin, Index n, const LowRankTerm<S>& term, MatrixRef<S> out, const Weight& weight) {
+    if (n == out.cols()) return weight(term);
+    if (begin == 0) weight(LowRankTerm<S>::none(out.rows(), out.cols()));
+    add_product(out.middleCols(begin, n), term.left, term.right, term.scale);
+  }
+
   /// dx (overwritten unless `add`). The adapter goes first: it may refuse, and nothing has been added then.
   template <bool add>
   void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
@@ -163,14 +170,11 @@ struct Linear {
     require_equal(dx.rows(), in_features(), "Linear::backward: rows of dx");
     require_equal(dx.cols(), dy.cols(), "Linear::backward: samples in dx");
     if constexpr (fused) {
-      const auto apply_transposed = [&](const LowRankTerm<S>& term) {
-        add ? base.add_apply_transposed(dy, term, dx) : base.apply_transposed(dy, term, dx);
-      };
       adapter.prepare_backward(x, dy, cache, gradients.adapter);
       adapter.for_each_backward_term(cache, gradients.adapter, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-        if (n == dy.cols()) return apply_transposed(term);
-        if (begin == 0) apply_transposed(LowRankTerm<S>::none(in_features(), dy.cols()));
-        add_product(dx.middleCols(begin, n), term.left, term.right, term.scale);
+        add_term(begin, n, term, dx, [&](const LowRankTerm<S>& along) {
+          add ? base.add_apply_transposed(dy, along, dx) : base.apply_transposed(dy, along, dx);
+        });
       });
     } else {
       if constexpr (!add) dx.setZero();
