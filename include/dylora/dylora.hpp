@@ -13,6 +13,7 @@
 #include "dylora/core/concepts.hpp"
 #include "dylora/core/dot_products.hpp"
 #include "dylora/core/error.hpp"
+#include "dylora/core/factors.hpp"
 #include "dylora/core/few_columns.hpp"
 #include "dylora/core/gemm.hpp"
 #include "dylora/core/operand.hpp"

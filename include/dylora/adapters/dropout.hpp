@@ -12,6 +12,7 @@
 #include "dylora/core/buffer.hpp"
 #include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
+#include "dylora/core/factors.hpp"
 #include "dylora/core/random.hpp"
 #include "dylora/core/rank.hpp"
 #include "dylora/core/types.hpp"
@@ -95,6 +96,23 @@ struct Dropout {
     requires MergeableAdapter<Inner>
   {
     return inner.delta(rank);
+  }
+
+  // As the inner adapter's: what is dropped is a matter of training.
+  Index components() const
+    requires PortableAdapter<Inner>
+  {
+    return inner.components();
+  }
+  LowRankFactors<S> factors(Index rank) const
+    requires PortableAdapter<Inner>
+  {
+    return inner.factors(rank);
+  }
+  void set_factors(LowRankFactors<S> factors)
+    requires PortableAdapter<Inner>
+  {
+    inner.set_factors(std::move(factors));
   }
 
   template <class F, class... T>

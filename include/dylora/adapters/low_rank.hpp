@@ -10,6 +10,7 @@
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/buffer.hpp"
 #include "dylora/core/error.hpp"
+#include "dylora/core/factors.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/product.hpp"
 #include "dylora/core/random.hpp"
@@ -179,6 +180,26 @@ struct LowRank {
     Matrix<S> result(out_features(), in_features());
     set_product(result, B.leftCols(b), A.topRows(b), b > 0 ? scale(b) : S(0));
     return result;
+  }
+
+  /// s(b), B_b and A_b: a copy of the first b components, or of all there are if b is more.
+  LowRankFactors<S> factors(Index rank) const {
+    check_factors();
+    require_in_range(rank, 0, max_rank(), "LowRank::factors: rank");
+    const Index b = std::min(rank, components());
+    return {A.topRows(b), B.leftCols(b), b > 0 ? options.scale(options.alpha, b, options.max_rank) : 1};
+  }
+
+  /// Becomes the adapter of these factors: max_rank is their rank, and alpha what makes the scale rule give their scale there. The rule
+  /// stays, so that it says what the scale is at the lower ranks. Throws, with nothing changed, ShapeError if they do not fit and
+  /// std::invalid_argument if the rule has no finite alpha > 0 for their scale.
+  void set_factors(LowRankFactors<S> factors) {
+    require_equal(factors.A.cols(), in_features(), "LowRank::set_factors: columns of A (in_features)");
+    require_equal(factors.B.rows(), out_features(), "LowRank::set_factors: rows of B (out_features)");
+    Options chosen = options;
+    const Index rank = factors.A.rows();
+    if (rank > 0) chosen.alpha = alpha_giving(options.scale, factors.scale, rank, rank);
+    *this = LowRank(std::move(factors.A), std::move(factors.B), chosen);
   }
 
   template <class F, class... T>

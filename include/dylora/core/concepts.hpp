@@ -4,6 +4,7 @@
 #include <concepts>
 
 #include "dylora/core/batch_ranks.hpp"
+#include "dylora/core/factors.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/product.hpp"
 #include "dylora/core/rank.hpp"
@@ -72,6 +73,14 @@ concept FactoredAdapter =
 template <class A>
 concept MergeableAdapter = Adapter<A> && requires(const A& adapter, RankSlice rank) {
   { adapter.delta(rank) } -> std::convertible_to<Matrix<typename A::Scalar>>;
+};
+
+/// An adapter that is one low-rank product at each rank, and so can be written to and read from the files of other programs.
+template <class A>
+concept PortableAdapter = Adapter<A> && requires(const A& adapter, A& changed, Index rank, LowRankFactors<typename A::Scalar> factors) {
+  { adapter.components() } -> std::same_as<Index>;
+  { adapter.factors(rank) } -> std::same_as<LowRankFactors<typename A::Scalar>>;
+  changed.set_factors(factors);  // the adapter becomes Δ of these factors at their rank, which is then its max_rank
 };
 
 /// Something that maps and differentiates, and keeps what its backward needs in a cache that the caller owns: what users call, and what to

@@ -8,7 +8,8 @@
 #include "dylora/core/types.hpp"
 
 /// What is thrown: ShapeError for a matrix that does not fit, std::invalid_argument for a value out of range, NonFiniteError when
-/// training meets a NaN or an infinity. Every message names the thing, what was expected and what came; the require_ functions below write it,
+/// training meets a NaN or an infinity, FormatError for a file that is not what it should be, FileError for one that cannot be read or
+/// written. Every message names the thing, what was expected and what came; the require_ functions below write it,
 /// for layers and adapters of your own too.
 namespace dylora {
 
@@ -19,6 +20,17 @@ struct ShapeError : std::invalid_argument {
 
 /// A NaN or an infinity where training needs a number. Whoever throws it has changed nothing.
 struct NonFiniteError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// A file whose contents are not what they should be. The message begins with its path. Whoever throws it has taken nothing from the file.
+struct FormatError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// A file or folder that cannot be read or written, for a reason that lies outside of it. The message begins with its path; what was there
+/// before is as it was.
+struct FileError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 

@@ -100,6 +100,31 @@ using Span = Eigen::Map<Eigen::Array<S, Eigen::Dynamic, 1>>;
 template <class S>
 using ConstSpan = Eigen::Map<const Eigen::Array<S, Eigen::Dynamic, 1>>;
 
+template <class F>
+struct Scoped {
+  std::string_view name;
+  F& f;
+
+  void operator()(Parameter parameter, auto&... members) const {
+    const std::string path = std::string(name) + '.' + std::string(parameter.name);
+    f(Parameter{path, parameter.rank_axis}, members...);
+  }
+
+  void layer(std::string_view inner, auto&... layers) const
+    requires requires { f.layer(inner, layers...); }
+  {
+    f.layer(inner.empty() ? std::string(name) : std::string(name) + '.' + std::string(inner), layers...);
+  }
+};
+
+template <class F>
+struct LayerVisitor {
+  F& f;
+
+  void operator()(Parameter, auto&...) const {}
+  void layer(std::string_view name, auto& layer) const { f(name, layer); }
+};
+
 template <class Element>
 void match_size(std::vector<Element>& elements, std::size_t size, std::string_view /*name*/) {
   elements.resize(size);
@@ -116,10 +141,7 @@ void match_size(const std::vector<Element>& elements, std::size_t size, std::str
 ///     Attention<float>::zip_parameters(scoped("attn", f), t.attention...);
 template <class F>
 auto scoped(std::string_view name, F& f) {
-  return [name, &f](Parameter parameter, auto&... members) {
-    const std::string path = std::string(name) + '.' + std::string(parameter.name);
-    f(Parameter{path, parameter.rank_axis}, members...);
-  };
+  return detail::Scoped<F>{name, f};
 }
 
 /// The traversal over a vector of elements: "name.0.parameter", "name.1.parameter" and so on. The first vector says how many there are.
@@ -133,6 +155,15 @@ void zip_elements(std::string_view name, F& f, First& first, Rest&... rest) {
     const std::string path = std::string(name) + '.' + std::to_string(i);
     Element::zip_parameters(scoped(path, f), first[i], rest[i]...);
   }
+}
+
+/// Calls f(name, layer) for each layer that is a frozen weight and its adapter (`base` and `adapter`), wherever it is inside `model`, itself
+/// included (its name is then empty). A type takes part by one line in its zip_parameters:
+///
+///     if constexpr (requires { f.layer("", t...); }) return f.layer("", t...);
+template <class T, class F>
+void for_each_layer(T& model, F&& f) {
+  T::zip_parameters(detail::LayerVisitor<F>{f}, model);
 }
 
 /// Gradients of the shape of `trained`, all zero, no component trained.

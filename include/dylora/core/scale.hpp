@@ -2,6 +2,8 @@
 #define DYLORA_CORE_SCALE_HPP
 
 #include <cmath>
+#include <stdexcept>
+#include <string>
 
 #include "dylora/core/types.hpp"
 
@@ -24,6 +26,19 @@ inline double alpha_over_sqrt_rank(double alpha, Index rank, Index /*max_rank*/)
 
 /// α / max_rank: the same at every rank, so that truncation only drops components and rescales nothing.
 inline double alpha_over_max_rank(double alpha, Index /*rank*/, Index max_rank) { return alpha / static_cast<double>(max_rank); }
+
+/// The α for which `rule` gives exactly `scale` at `rank`: how an adapter takes over the scale of another. One that no α gives exactly, for
+/// rounding, is missed by an ulp or two. Throws std::invalid_argument if no α comes near, as for a rule that ignores it.
+inline double alpha_giving(ScaleRule rule, double scale, Index rank, Index max_rank) {
+  const auto error = [&](double alpha) { return std::abs(rule(alpha, rank, max_rank) - scale); };
+  double alpha = scale / rule(1, rank, max_rank);
+  for (const double direction : {-HUGE_VAL, HUGE_VAL}) {
+    for (double next = std::nextafter(alpha, direction); error(next) < error(alpha); next = std::nextafter(next, direction)) alpha = next;
+  }
+  if (error(alpha) <= 1e-14 * std::abs(scale)) return alpha;
+  throw std::invalid_argument("scale rule: expected one that is proportional to alpha, got one that has no alpha for a scale of " +
+                              std::to_string(scale));
+}
 
 }  // namespace dylora
 

@@ -148,6 +148,7 @@ struct Linear {
 
   template <class F, class... T>
   static void zip_parameters(F&& f, T&... t) {
+    if constexpr (requires { f.layer("", t...); }) return f.layer("", t...);
     A::zip_parameters(f, t.adapter...);
   }
 
