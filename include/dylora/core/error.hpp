@@ -34,6 +34,22 @@ struct FileError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// Text from outside as a message may show it: in quotes, control characters and what is not ASCII as \xHH, cut after 100 bytes.
+inline std::string in_quotes(std::string_view text) {
+  constexpr std::size_t longest = 100;
+  std::string result = "\"";
+  for (const char c : text.substr(0, longest)) {
+    if (c >= ' ' && c <= '~') {
+      result += c;
+    } else {
+      constexpr std::string_view digits = "0123456789abcdef";
+      const auto byte = static_cast<unsigned char>(c);
+      result += {'\\', 'x', digits[byte >> 4], digits[byte & 15]};
+    }
+  }
+  return result + (text.size() > longest ? "\"..." : "\"");
+}
+
 /// Throws ShapeError unless got = expected.
 inline void require_equal(Index got, Index expected, std::string_view what) {
   if (got != expected) {
