@@ -6,11 +6,13 @@
 #include <utility>
 #include <vector>
 
+#include "dylora/adapters/stacked.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/rank_sampler.hpp"
 #include "dylora/core/sequences.hpp"
 #include "dylora/layers/attention.hpp"
 #include "dylora/layers/linear.hpp"
+#include "dylora/layers/merged_attention.hpp"
 #include "dylora/train/adamw.hpp"
 #include "dylora/train/loss.hpp"
 #include "dylora/train/rank_groups.hpp"
@@ -155,14 +157,22 @@ TEST_CASE("a large buffer takes over every element on any number of threads") {
 
 TEMPLATE_TEST_CASE("an attention gives the same bits for any number of threads", "", float, double) {
   using S = TestType;
-  const Attention<S> attention = big_attention<S>(60, 7);
   const Sequences sequences({70, 1, 131, 64});
   const Matrix<S> x = noise<S>(60, sequences.tokens(), 3), dy = noise<S>(60, sequences.tokens(), 4);
   const BatchRanks mixed = BatchRanks::per_sequence(sequences, {7, RankSlice::none(), {4, 3}, 1});
-  for (const BatchRanks& ranks : {BatchRanks(1), BatchRanks(4, 3), BatchRanks(7), mixed}) {
-    check_same_bits(
-        [&] { return outputs_and_gradients(attention, dy, [&](auto& cache) { return attention.forward(x, sequences, ranks, cache); }); });
-  }
+  const auto check = [&](const auto& attention) {
+    for (const BatchRanks& ranks : {BatchRanks(1), BatchRanks(4, 3), BatchRanks(7), mixed}) {
+      check_same_bits(
+          [&] { return outputs_and_gradients(attention, dy, [&](auto& cache) { return attention.forward(x, sequences, ranks, cache); }); });
+    }
+  };
+  check(big_attention<S>(60, 7));
+
+  using Slices = Linear<S, Stacked<LowRank<S>>>;
+  MergedAttention<S, Slices> merged(MakeLayer<Slices>::make(60, 120, true, 7, 1), MakeLayer<Linear<S>>::make(60, 60, true, 7, 4),
+                                    {.heads = 4, .key_value_heads = 2});
+  randomize<MergedAttention<S, Slices>>(merged, 3);
+  check(merged);
 }
 
 TEST_CASE("a cross entropy gives the same bits for any number of threads") {

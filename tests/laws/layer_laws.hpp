@@ -530,6 +530,7 @@ TEMPLATE_LIST_TEST_CASE("a layer refuses what does not fit and says what was exp
     CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, gradients, wide_dx), "backward", "samples in dx", expected(n), got);
     if (layer.max_rank() > 0) {
       typename L::Gradients empty;
+      L::zip_parameters([](Parameter, const auto&, auto&) {}, layer, empty);  // where it is a list: of as many, each empty
       CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, empty), "gradient of", "lora", "zeros_like", "expected",
                           "got 0 × 0 with 0");
       // The right shape, but nowhere to note which components were trained.

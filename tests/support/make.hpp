@@ -1,6 +1,7 @@
 #ifndef DYLORA_TESTS_SUPPORT_MAKE_HPP
 #define DYLORA_TESTS_SUPPORT_MAKE_HPP
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <tuple>
@@ -11,8 +12,10 @@
 #include "dylora/adapters/dropout.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/adapters/none.hpp"
+#include "dylora/adapters/stacked.hpp"
 #include "dylora/layers/attention.hpp"
 #include "dylora/layers/linear.hpp"
+#include "dylora/layers/merged_attention.hpp"
 #include "dylora/weights/dense.hpp"
 #include "dylora/weights/view.hpp"
 #include "support/values.hpp"
@@ -28,12 +31,19 @@ struct As {};
 inline constexpr double law_alpha = 3;
 
 template <class S>
-LowRankOptions options_of(As<LowRank<S>>, Index max_rank) {
+LowRankOptions options_of(As<LowRank<S>>, Index /*out*/, Index max_rank) {
   return {.max_rank = max_rank, .alpha = law_alpha};
 }
 template <class Inner>
-typename Dropout<Inner>::Options options_of(As<Dropout<Inner>>, Index max_rank) {
-  return {.adapter = options_of(As<Inner>{}, max_rank), .probability = 0.25};
+typename Dropout<Inner>::Options options_of(As<Dropout<Inner>>, Index out, Index max_rank) {
+  return {.adapter = options_of(As<Inner>{}, out, max_rank), .probability = 0.25};
+}
+/// Three slices: one with the rank that was asked for, one without an adapter, and one with as much of it as there is room for.
+template <class Inner>
+typename Stacked<Inner>::Options options_of(As<Stacked<Inner>>, Index out, Index max_rank) {
+  const Index rows = std::max<Index>(1, out / 4);
+  const auto adapter = [&](Index rank) { return options_of(As<Inner>{}, rows, rank); };
+  return {.adapters = {adapter(max_rank), adapter(0), adapter(std::min(max_rank, rows))}, .out_features = {out - 2 * rows, rows, rows}};
 }
 
 template <class A>
@@ -42,7 +52,7 @@ A make_adapter(Index in, Index out, Index max_rank, std::uint64_t seed) {
     return A(in, out);
   } else {
     Rng rng(seed);
-    return A(in, out, options_of(As<A>{}, max_rank), rng);
+    return A(in, out, options_of(As<A>{}, out, max_rank), rng);
   }
 }
 
@@ -112,6 +122,18 @@ struct MakeLayer<Attention<S, Q, K, V, O>> {
   }
 };
 
+template <class S, class M, class O>
+struct MakeLayer<MergedAttention<S, M, O>> {
+  static constexpr int variants = 4;
+  static constexpr Index samples = 6;
+  static MergedAttention<S, M, O> make(int variant, Index max_rank) {
+    const bool causal = variant != 1, grouped = variant >= 2, subset = variant == 3;
+    return {MakeLayer<M>::make(7, grouped ? 24 : 36, causal, max_rank, 20),
+            MakeLayer<O>::make(12, 6, false, subset ? 0 : max_rank, 50),
+            {.heads = 4, .key_value_heads = grouped ? 2 : 4, .causal = causal}};
+  }
+};
+
 /// An attention whose batches always divide the same way: 1 + 3 + 2 tokens.
 template <class A>
 struct Ragged : A {
@@ -169,6 +191,10 @@ template <class S, class Q, class K, class V, class O>
 Vector<S> frozen_values(const Attention<S, Q, K, V, O>& layer) {
   return joined<S>({frozen_values(layer.q), frozen_values(layer.k), frozen_values(layer.v), frozen_values(layer.o)});
 }
+template <class S, class M, class O>
+Vector<S> frozen_values(const MergedAttention<S, M, O>& layer) {
+  return joined<S>({frozen_values(layer.qkv), frozen_values(layer.o)});
+}
 
 // Caches from which every forward drops the same inputs, where a layer can drop at all.
 
@@ -180,8 +206,9 @@ void seed_dropout(Cache& cache) {
     seed_dropout(cache.q);
     seed_dropout(cache.k);
     seed_dropout(cache.v);
-    seed_dropout(cache.o);
   }
+  if constexpr (requires { cache.qkv; }) seed_dropout(cache.qkv);
+  if constexpr (requires { cache.o; }) seed_dropout(cache.o);
 }
 
 template <class L>

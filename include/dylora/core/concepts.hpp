@@ -80,7 +80,7 @@ template <class A>
 concept PortableAdapter = Adapter<A> && requires(const A& adapter, A& changed, Index rank, LowRankFactors<typename A::Scalar> factors) {
   { adapter.components() } -> std::same_as<Index>;
   { adapter.factors(rank) } -> std::same_as<LowRankFactors<typename A::Scalar>>;
-  changed.set_factors(factors);  // the adapter becomes Δ of these factors at their rank, which is then its max_rank
+  changed.set_factors(factors);  // becomes Δ of these factors; their rank is then its max_rank, or what its parts make up together
 };
 
 /// Something that maps and differentiates, and keeps what its backward needs in a cache that the caller owns: what users call, and what to

@@ -2,7 +2,6 @@
 #define DYLORA_CORE_FACTORS_HPP
 
 #include <concepts>
-#include <string_view>
 
 #include "dylora/core/types.hpp"
 

@@ -28,12 +28,17 @@ inline double alpha_over_sqrt_rank(double alpha, Index rank, Index /*max_rank*/)
 inline double alpha_over_max_rank(double alpha, Index /*rank*/, Index max_rank) { return alpha / static_cast<double>(max_rank); }
 
 /// The α for which `rule` gives exactly `scale` at `rank`: how an adapter takes over the scale of another. One that no α gives exactly, for
-/// rounding, is missed by an ulp or two. Throws std::invalid_argument if no α comes near, as for a rule that ignores it.
+/// rounding, is missed by an ulp or two. Throws std::invalid_argument if the rule is not proportional to α.
 inline double alpha_giving(ScaleRule rule, double scale, Index rank, Index max_rank) {
   const auto error = [&](double alpha) { return std::abs(rule(alpha, rank, max_rank) - scale); };
-  double alpha = scale / rule(1, rank, max_rank);
+  const double quotient = scale / rule(1, rank, max_rank);
+  double alpha = quotient;
   for (const double direction : {-HUGE_VAL, HUGE_VAL}) {
-    for (double next = std::nextafter(alpha, direction); error(next) < error(alpha); next = std::nextafter(next, direction)) alpha = next;
+    double next = quotient;
+    for (int neighbours = 0; neighbours < 4; ++neighbours) {  // the quotient is that near, however it was rounded
+      next = std::nextafter(next, direction);
+      if (error(next) < error(alpha)) alpha = next;
+    }
   }
   if (error(alpha) <= 1e-14 * std::abs(scale)) return alpha;
   throw std::invalid_argument("scale rule: expected one that is proportional to alpha, got one that has no alpha for a scale of " +

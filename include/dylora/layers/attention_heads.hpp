@@ -15,6 +15,12 @@
 
 namespace dylora::detail {
 
+/// What an attention is made of, or the gradients of it: features × tokens each.
+template <class M>
+struct QueriesKeysValues {
+  M Q, K, V;
+};
+
 /// How an attention divides into independent tasks: the features of Q and of the context (O) into heads, those of K and V into
 /// key/value heads, each shared by a group of heads, and the columns into sequences. Tensors are features × tokens; logsumexp and dot
 /// are tokens × heads.

@@ -234,7 +234,7 @@ class Phases {
 ///     const auto plan = recommended_plan(8, steps);
 ///     … for each step, as in train/rank_groups.hpp, divide(plan(step, rng), samples)
 ///
-/// Throws Throws std::invalid_argument if max_rank < 1 or steps < 1.
+/// Throws std::invalid_argument if max_rank < 1 or steps < 1.
 inline auto recommended_plan(Index max_rank, Index steps) {
   require_in_range(max_rank, 1, std::numeric_limits<Index>::max(), "recommended_plan: max_rank");
   require_in_range(steps, 1, std::numeric_limits<Index>::max(), "recommended_plan: steps");
