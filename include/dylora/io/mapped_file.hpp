@@ -30,6 +30,14 @@ namespace detail {
   throw FileError(name + ": " + std::string(what) + ": " + std::generic_category().message(error));
 }
 
+/// Calls a system function again for as long as a signal interrupts it.
+template <class F>
+auto uninterrupted(F call) {
+  auto result = call();
+  while (result < 0 && errno == EINTR) result = call();
+  return result;
+}
+
 }  // namespace detail
 
 /// The bytes of a file, mapped into memory: pages are read when they are first looked at, and shared with every other process that maps it.
@@ -50,6 +58,9 @@ class MappedFile {
   /// The path, as messages begin with it.
   const std::string& name() const { return name_; }
 
+  /// The bytes as text.
+  std::string_view text() const { return {reinterpret_cast<const char*>(bytes().data()), bytes().size()}; }
+
 #if defined(__unix__) || defined(__APPLE__)
   ~MappedFile() {
     if (size_ > 0) munmap(bytes_, size_);
@@ -59,7 +70,8 @@ class MappedFile {
 
  private:
   void open() {
-    const int file = ::open(name_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe must not make it wait
+    const int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;  // a pipe must not make it wait
+    const int file = detail::uninterrupted([&] { return ::open(name_.c_str(), flags); });
     if (file < 0) detail::throw_file_error(name_, "cannot read", errno);
     struct stat status {};
     const bool known = fstat(file, &status) == 0;

@@ -1,6 +1,7 @@
 #ifndef DYLORA_IO_TENSOR_HPP
 #define DYLORA_IO_TENSOR_HPP
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <concepts>
@@ -13,6 +14,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "dylora/core/error.hpp"
@@ -54,10 +56,10 @@ struct DTypeInfo {
   int bits;
 };
 
-inline constexpr std::array<DTypeInfo, 22> dtype_infos{
+inline constexpr auto dtype_infos = std::to_array<DTypeInfo>(
     {{"BOOL", 8},    {"F4", 4},          {"F6_E2M3", 6},     {"F6_E3M2", 6}, {"U8", 8},   {"I8", 8},   {"F8_E5M2", 8}, {"F8_E4M3", 8},
      {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16}, {"F16", 16}, {"BF16", 16},   {"I32", 32},
-     {"U32", 32},    {"F32", 32},        {"C64", 64},        {"F64", 64},    {"I64", 64}, {"U64", 64}}};
+     {"U32", 32},    {"F32", 32},        {"C64", 64},        {"F64", 64},    {"I64", 64}, {"U64", 64}});
 
 inline const DTypeInfo& info(DType dtype) { return dtype_infos[static_cast<std::size_t>(dtype)]; }
 
@@ -78,6 +80,23 @@ inline constexpr DType dtype_v = [] {
   if constexpr (std::same_as<T, std::uint8_t>) return DType::U8;
 }();
 
+/// The elements of a tensor of that shape: one for a scalar, none if any extent is 0.
+inline Index element_count(std::span<const Index> shape) {
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;  // whatever the others are: their product may not fit
+  return std::accumulate(shape.begin(), shape.end(), Index{1}, std::multiplies<>());
+}
+
+/// The bits that those elements take, or none if 64 bits cannot say. No extent may be negative.
+inline std::optional<std::uint64_t> bit_count(DType dtype, std::span<const Index> shape) {
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;
+  auto bits = static_cast<std::uint64_t>(info(dtype).bits);
+  for (const Index extent : shape) {
+    if (bits > UINT64_MAX / static_cast<std::uint64_t>(extent)) return std::nullopt;
+    bits *= static_cast<std::uint64_t>(extent);
+  }
+  return bits;
+}
+
 /// A tensor in somebody else's memory: a mapped file, or a matrix that is about to be written.
 struct TensorView {
   std::string name;
@@ -85,7 +104,7 @@ struct TensorView {
   std::vector<Index> shape;  ///< the last one varies fastest; none for a scalar
   std::span<const std::byte> bytes;
 
-  Index size() const { return std::accumulate(shape.begin(), shape.end(), Index{1}, std::multiplies<>()); }
+  Index size() const { return element_count(shape); }
   bool is_floating_point() const { return dtype == DType::F16 || dtype == DType::BF16 || dtype == DType::F32 || dtype == DType::F64; }
 };
 
@@ -121,26 +140,48 @@ const S* elements_in_place(const TensorView& tensor) {
 
 namespace detail {
 
-template <class From, class To>
-void convert_elements(const TensorView& tensor, To* to) {
-  for (std::size_t i = 0; i < tensor.bytes.size() / sizeof(From); ++i) {
-    From value;
-    std::memcpy(&value, tensor.bytes.data() + i * sizeof(From), sizeof(From));  // at any address
-    to[i] = static_cast<To>(value);
+/// Calls f(element) for each element of type T, at whatever address it is.
+template <class T, class F>
+void for_each_element(const TensorView& tensor, F&& f) {
+  for (std::size_t i = 0; i < tensor.bytes.size() / sizeof(T); ++i) {
+    T element;
+    std::memcpy(&element, tensor.bytes.data() + i * sizeof(T), sizeof(T));
+    f(element);
   }
+}
+
+/// Whether no element has all the bits of its exponent set, as infinities and NaNs have.
+template <class Bits>
+bool all_finite(const TensorView& tensor, Bits exponent) {
+  bool finite = true;
+  for_each_element<Bits>(tensor, [&](Bits bits) { finite &= (bits & exponent) != exponent; });
+  return finite;
 }
 
 }  // namespace detail
 
-/// Writes size() elements of an F16, BF16, F32 or F64 tensor to `to`: exactly, subnormals too, where S holds the value; F64 to float rounds.
-/// Throws FormatError, beginning with `file`, for a tensor of another type.
+/// Whether an F16, BF16, F32 or F64 tensor holds neither a NaN nor an infinity. Of another type, it is not looked at: true.
+inline bool all_finite(const TensorView& tensor) {
+  switch (tensor.dtype) {
+    case DType::F16: return detail::all_finite<std::uint16_t>(tensor, 0x7c00);
+    case DType::BF16: return detail::all_finite<std::uint16_t>(tensor, 0x7f80);
+    case DType::F32: return detail::all_finite<std::uint32_t>(tensor, 0x7f80'0000);
+    case DType::F64: return detail::all_finite<std::uint64_t>(tensor, 0x7ff0'0000'0000'0000);
+    default: return true;
+  }
+}
+
+/// Writes size() elements of an F16, BF16, F32 or F64 tensor to `to`: exactly, subnormals too, where S holds the value; F64 to float rounds
+/// to the nearest. Throws FormatError, beginning with `file`, for a tensor of another type.
 template <std::floating_point S>
 void copy_elements(const TensorView& tensor, S* to, std::string_view file) {
+  const auto convert = [&to](auto value) { *to++ = static_cast<S>(value); };
+  const auto widen = [&to](auto value) { *to++ = static_cast<S>(static_cast<float>(value)); };
   switch (tensor.dtype) {
-    case DType::F16: return detail::convert_elements<Eigen::half>(tensor, to);
-    case DType::BF16: return detail::convert_elements<Eigen::bfloat16>(tensor, to);
-    case DType::F32: return detail::convert_elements<float>(tensor, to);
-    case DType::F64: return detail::convert_elements<double>(tensor, to);
+    case DType::F16: return detail::for_each_element<Eigen::half>(tensor, widen);
+    case DType::BF16: return detail::for_each_element<Eigen::bfloat16>(tensor, widen);
+    case DType::F32: return detail::for_each_element<float>(tensor, convert);
+    case DType::F64: return detail::for_each_element<double>(tensor, convert);
     default: break;
   }
   throw FormatError(std::string(file) + ": tensor " + in_quotes(tensor.name) + ": expected F16, BF16, F32 or F64, got " +
