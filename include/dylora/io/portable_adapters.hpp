@@ -1,0 +1,84 @@
+#ifndef DYLORA_IO_PORTABLE_ADAPTERS_HPP
+#define DYLORA_IO_PORTABLE_ADAPTERS_HPP
+
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "dylora/core/concepts.hpp"
+#include "dylora/core/error.hpp"
+#include "dylora/core/parameters.hpp"
+#include "dylora/core/types.hpp"
+
+/// The adapters of a model that other programs can have: what every format of files asks of them.
+namespace dylora {
+
+/// Calls f(adapter) for each PortableAdapter of a layer inside the model, in the order of for_each_layer.
+template <class T, class F>
+void for_each_portable_adapter(T& model, F&& f) {
+  for_each_layer(model, [&](std::string_view, auto& layer) {
+    if constexpr (PortableAdapter<std::remove_cvref_t<decltype(layer.adapter)>>) f(layer.adapter);
+  });
+}
+
+/// Calls f(name_of(name), adapter) for each PortableAdapter, and passes over what has nothing to train. Throws std::invalid_argument,
+/// beginning with `what` and naming the module, for an adapter of another kind: no file has a place for it.
+template <class T, class NameOf, class F>
+void for_each_portable_adapter(T& model, std::string_view what, NameOf&& name_of, F&& f) {
+  for_each_layer(model, [&](std::string_view name, auto& layer) {
+    if constexpr (PortableAdapter<std::remove_cvref_t<decltype(layer.adapter)>>) {
+      f(name_of(name), layer.adapter);
+    } else if (parameter_count(layer.adapter) > 0) {
+      throw std::invalid_argument(std::string(what) + ": module " + in_quotes(name_of(name)) +
+                                  ": expected an adapter that is one low-rank product (PortableAdapter), got another kind");
+    }
+  });
+}
+
+/// One rank for all the adapters with which for_each(f) calls f(adapter): this one, or for those that have fewer components, as many as they
+/// have. Throws std::invalid_argument, beginning with `what`, for a rank outside [1, the largest max_rank].
+template <class ForEach>
+std::vector<Index> portable_ranks(Index rank, std::string_view what, ForEach&& for_each) {
+  Index largest = 1;
+  std::vector<Index> ranks;
+  for_each([&](const auto& adapter) {
+    largest = std::max(largest, adapter.max_rank());
+    ranks.push_back(std::min(rank, adapter.components()));
+  });
+  require_in_range(rank, 1, largest, std::string(what) + ": rank");
+  return ranks;
+}
+
+/// Throws, beginning with `what`, for a scale at which an adapter of S does nothing or no good: std::invalid_argument if it is 0 as an S,
+/// NonFiniteError if it is not finite as one.
+template <std::floating_point S>
+void require_scale(double scale, const std::string& what) {
+  const S held = static_cast<S>(scale);
+  if (!std::isfinite(held)) throw NonFiniteError(what + ": expected a finite scale, got one that is not, in its type of numbers");
+  if (held == 0) throw std::invalid_argument(what + ": expected a scale other than 0, got one that is 0 in its type of numbers");
+}
+
+/// Throws std::invalid_argument, beginning with `what`, for a trained parameter that is outside of every layer's adapter: a file of
+/// adapters would lose it in silence.
+template <class T>
+void require_only_adapters(const T& model, std::string_view what) {
+  std::vector<std::string> layers;
+  for_each_layer(model, [&](std::string_view name, const auto&) { layers.push_back(std::string(name) + (name.empty() ? "" : ".")); });
+  T::zip_parameters(
+      [&](Parameter parameter, const auto&) {
+        const bool inside = std::any_of(layers.begin(), layers.end(), [&](const auto& layer) { return parameter.name.starts_with(layer); });
+        if (!inside)
+          throw std::invalid_argument(std::string(what) + ": parameter " + in_quotes(parameter.name) +
+                                      ": expected one of a layer's adapter, got another, which the files have no place for");
+      },
+      model);
+}
+
+}  // namespace dylora
+
+#endif
