@@ -32,15 +32,16 @@ struct AdamWOptions {
 ///     AdamW optimizer(layer, {.lr = 1e-3, .max_norm = 1});
 ///     optimizer.step(layer, gradients);
 ///
-/// With `active_only`, a step updates exactly the rank components that the gradients say were trained, and each has its own bias correction:
-/// a component drawn for the first time at step 100 is at its first step. `dense` is what one gets from a framework whose inactive
-/// components have a zero gradient.
+/// With `active_only`, a step updates exactly the rank components that the gradients say were trained, and each has its own bias
+/// correction: a component drawn for the first time at step 100 is at its first step. `dense` is what one gets from a framework whose
+/// inactive components have a zero gradient.
 template <Trainable T>
 class AdamW {
  public:
   /// Throws std::invalid_argument if an option is out of its range.
-  explicit AdamW(const T& trained, AdamWOptions options = {}) : options_(options), m_(zeros_like(trained)), v_(zeros_like(trained)) {
-    set_learning_rate(options.lr);
+  explicit AdamW(const T& trained, AdamWOptions options = {})
+      : options_(options), m_(zeros_like(trained)), v_(zeros_like(trained)), counters_(trained, options.update) {
+    require_learning_rate(options.lr);
     require_option(options.beta1 >= 0 && options.beta1 < 1, options.beta1, "AdamW: beta1", "a number in [0, 1)");
     require_option(options.beta2 >= 0 && options.beta2 < 1, options.beta2, "AdamW: beta2", "a number in [0, 1)");
     require_option(options.eps > 0 && std::isfinite(options.eps), options.eps, "AdamW: eps", "a finite number > 0");
@@ -53,7 +54,7 @@ class AdamW {
   Index steps() const { return steps_; }
 
   void set_learning_rate(double lr) {
-    require_option(lr >= 0 && std::isfinite(lr), lr, "AdamW: lr", "a finite number ≥ 0");
+    require_learning_rate(lr);
     options_.lr = lr;
   }
 
@@ -67,7 +68,7 @@ class AdamW {
     std::size_t index = 0;
     T::zip_parameters(
         [&](Parameter parameter, auto& p, const auto& g, auto& m, auto& v) {
-          counters_.for_each_updated_block(index++, parameter.rank_axis, g, options_.update, [&](Index count, Index begin, Index end) {
+          counters_.for_each_updated_block(index++, parameter.rank_axis, g, [&](Index count, Index begin, Index end) {
             const auto block = [&](auto& matrix) { return detail::component_block(parameter.rank_axis, matrix, begin, end); };
             detail::for_each_span([&](Index size, auto*... values) { update(size, values..., count, clip); }, block(p), block(g), block(m),
                                   block(v));
@@ -76,7 +77,27 @@ class AdamW {
         trained, gradients, m_, v_);
   }
 
+  /// What a checkpoint keeps of it (io/checkpoint.hpp). The learning rate is part of the state, since schedules set it; the other options
+  /// must be the same.
+  template <class Archive>
+  void state(Archive& archive) {
+    archive.same("method", "AdamW");
+    archive.same("beta1", options_.beta1);
+    archive.same("beta2", options_.beta2);
+    archive.same("eps", options_.eps);
+    archive.same("weight_decay", options_.weight_decay);
+    archive.same("max_norm", options_.max_norm);
+    archive.same("update", detail::name_of(options_.update));
+    archive("lr", options_.lr, require_learning_rate);
+    archive("steps", steps_, detail::require_step_count);
+    archive.template parameters<T>("m", m_);
+    archive.template parameters<T>("v", v_);
+    archive("counters", counters_);
+  }
+
  private:
+  static void require_learning_rate(double lr) { require_option(lr >= 0 && std::isfinite(lr), lr, "AdamW: lr", "a finite number ≥ 0"); }
+
   template <class S>
   void update(Index size, S* parameters, const S* gradients, S* moments, S* squares, Index count, double clip) const {
     const auto [lr, beta1, beta2, eps, weight_decay, max_norm, mode] = options_;

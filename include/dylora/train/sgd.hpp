@@ -28,8 +28,9 @@ template <Trainable T>
 class Sgd {
  public:
   /// Throws std::invalid_argument if an option is out of its range.
-  explicit Sgd(const T& trained, SgdOptions options = {}) : options_(options), momentum_(zeros_like(trained)) {
-    set_learning_rate(options.lr);
+  explicit Sgd(const T& trained, SgdOptions options = {})
+      : options_(options), momentum_(zeros_like(trained)), counters_(trained, options.update) {
+    require_learning_rate(options.lr);
     require_option(options.momentum >= 0 && options.momentum < 1, options.momentum, "Sgd: momentum", "a number in [0, 1)");
     require_option(options.weight_decay >= 0 && std::isfinite(options.weight_decay), options.weight_decay, "Sgd: weight_decay",
                    "a finite number ≥ 0");
@@ -40,7 +41,7 @@ class Sgd {
   Index steps() const { return steps_; }
 
   void set_learning_rate(double lr) {
-    require_option(lr >= 0 && std::isfinite(lr), lr, "Sgd: lr", "a finite number ≥ 0");
+    require_learning_rate(lr);
     options_.lr = lr;
   }
 
@@ -54,7 +55,7 @@ class Sgd {
     std::size_t index = 0;
     T::zip_parameters(
         [&](Parameter parameter, auto& p, const auto& g, auto& u) {
-          counters_.for_each_updated_block(index++, parameter.rank_axis, g, options_.update, [&](Index, Index begin, Index end) {
+          counters_.for_each_updated_block(index++, parameter.rank_axis, g, [&](Index, Index begin, Index end) {
             const auto block = [&](auto& matrix) { return detail::component_block(parameter.rank_axis, matrix, begin, end); };
             detail::for_each_span([&](Index size, auto*... values) { update(size, values..., clip); }, block(p), block(g), block(u));
           });
@@ -62,7 +63,24 @@ class Sgd {
         trained, gradients, momentum_);
   }
 
+  /// What a checkpoint keeps of it (io/checkpoint.hpp). The learning rate is part of the state, since schedules set it; the other options
+  /// must be the same.
+  template <class Archive>
+  void state(Archive& archive) {
+    archive.same("method", "Sgd");
+    archive.same("momentum", options_.momentum);
+    archive.same("weight_decay", options_.weight_decay);
+    archive.same("max_norm", options_.max_norm);
+    archive.same("update", detail::name_of(options_.update));
+    archive("lr", options_.lr, require_learning_rate);
+    archive("steps", steps_, detail::require_step_count);
+    archive.template parameters<T>("u", momentum_);
+    archive("counters", counters_);
+  }
+
  private:
+  static void require_learning_rate(double lr) { require_option(lr >= 0 && std::isfinite(lr), lr, "Sgd: lr", "a finite number ≥ 0"); }
+
   template <class S>
   void update(Index size, S* parameters, const S* gradients, S* momentum, double clip) const {
     detail::Span<S> p(parameters, size), u(momentum, size);
