@@ -13,9 +13,9 @@ template <class Projection>
 inline constexpr bool trains_base = requires { requires Projection::trains_base; };
 
 /// x ← x + attention(norm₁(x));   x ← x + W_proj gelu(W_fc norm₂(x))
-template <std::floating_point S, dylora::Projection Linear>
+template <std::floating_point S, dylora::Projection Linear, class SelfAttention = dylora::Attention<S, Linear>>
 struct Block {
-  using Attention = dylora::Attention<S, Linear>;
+  using Attention = SelfAttention;
 
   struct Gradients {
     typename LayerNorm<S>::Gradients attention_norm, mlp_norm;

@@ -26,35 +26,38 @@ struct Config {
 /// a final layer norm, and a head without bias, tied to the token embedding or not.
 ///
 /// `Linear` is the type of its projections: dylora::Linear<S> to adapt a pretrained model (everything else stays frozen), DenseLinear<S> to
-/// pretrain one (everything learns). Const both ways; activations are in the caller's Cache.
-template <std::floating_point S, dylora::Projection Linear = dylora::Linear<S>>
+/// pretrain one (everything learns). `Attention` may be a dylora::MergedAttention, and `Embedding` a map of memory that lives elsewhere, where
+/// a pretrained model has them so. Const both ways; activations are in the caller's Cache.
+template <std::floating_point S, dylora::Projection Linear = dylora::Linear<S>, class Attention = dylora::Attention<S, Linear>,
+          class Embedding = dylora::Matrix<S>>
 struct Gpt {
   using Scalar = S;
+  using Block = gpt::Block<S, Linear, Attention>;
 
   struct Gradients {
     dylora::Matrix<S> token_embedding, position_embedding, head;
-    std::vector<typename Block<S, Linear>::Gradients> blocks;
+    std::vector<typename Block::Gradients> blocks;
     typename LayerNorm<S>::Gradients final_norm;
     dylora::Buffer<S> dx, d_normed;
-    typename Block<S, Linear>::Workspace workspace;
+    typename Block::Workspace workspace;
   };
 
   struct Cache {
     std::vector<Index> tokens;
     dylora::Sequences sequences;
-    std::vector<typename Block<S, Linear>::Cache> blocks;
+    std::vector<typename Block::Cache> blocks;
     typename LayerNorm<S>::Cache final_norm;
     dylora::Buffer<S> x, normed;
     dylora::Buffer<S> logits;  // vocabulary × tokens: the result of forward
-    typename Block<S, Linear>::Workspace workspace;
+    typename Block::Workspace workspace;
   };
 
   Config config;
-  dylora::Matrix<S> token_embedding;     // width × vocabulary
-  dylora::Matrix<S> position_embedding;  // width × context
-  std::vector<Block<S, Linear>> blocks;
+  Embedding token_embedding;     // width × vocabulary
+  Embedding position_embedding;  // width × context
+  std::vector<Block> blocks;
   LayerNorm<S> final_norm;
-  dylora::Matrix<S> head;  // width × vocabulary, no elements if tied
+  Embedding head;  // width × vocabulary, no elements if tied
 
   /// The largest rank that forward accepts; 0 if no projection has an adapter.
   Index max_rank() const {
@@ -124,9 +127,13 @@ struct Gpt {
       const auto& block = cache.blocks[i];
       const std::string name = "h." + std::to_string(i);
       if (!block.attention.x.view().allFinite()) return name + ".ln_1";
-      if (!block.attention.Q.view().allFinite()) return name + ".attn.q_proj";
-      if (!block.attention.K.view().allFinite()) return name + ".attn.k_proj";
-      if (!block.attention.V.view().allFinite()) return name + ".attn.v_proj";
+      if constexpr (requires { block.attention.Q; }) {
+        if (!block.attention.Q.view().allFinite()) return name + ".attn.q_proj";
+        if (!block.attention.K.view().allFinite()) return name + ".attn.k_proj";
+        if (!block.attention.V.view().allFinite()) return name + ".attn.v_proj";
+      } else {
+        if (!block.attention.QKV.view().allFinite()) return name + ".attn.c_attn";
+      }
       if (!block.attention.context.view().allFinite()) return name + ".attn";
       if (!block.mlp_input.view().allFinite()) return name + ".attn.o_proj";
       if (!block.u.view().allFinite()) return name + ".mlp.c_fc";
@@ -141,7 +148,7 @@ struct Gpt {
       f(dylora::Parameter{"wte.weight"}, t.token_embedding...);
       f(dylora::Parameter{"wpe.weight"}, t.position_embedding...);
     }
-    dylora::zip_elements<Block<S, Linear>>("h", f, t.blocks...);
+    dylora::zip_elements<Block>("h", f, t.blocks...);
     if constexpr (trains_base<Linear>) {
       LayerNorm<S>::zip_parameters(dylora::scoped("ln_f", f), t.final_norm...);
       f(dylora::Parameter{"lm_head.weight"}, t.head...);
@@ -149,7 +156,7 @@ struct Gpt {
   }
 
  private:
-  const dylora::Matrix<S>& output_embedding() const { return config.tied ? token_embedding : head; }
+  const Embedding& output_embedding() const { return config.tied ? token_embedding : head; }
 
   void embed(std::span<const Index> tokens, Index position, dylora::MatrixRef<S> x) const {
     const auto n = static_cast<Index>(tokens.size());

@@ -20,8 +20,8 @@ struct LayerNorm {
     dylora::Vector<S> deviation;
   };
 
-  static constexpr double epsilon = 1e-5;
   dylora::Vector<S> gain, bias;
+  double epsilon = 1e-5;
 
   explicit LayerNorm(Index features) : gain(dylora::Vector<S>::Ones(features)), bias(dylora::Vector<S>::Zero(features)) {}
 

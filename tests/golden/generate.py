@@ -1,11 +1,14 @@
 #!/usr/bin/python3 -B
-"""Golden numbers from PyTorch, in float64, every gradient by autograd: run this to rewrite all the text files beside it."""
+"""Golden numbers from PyTorch, in float64, every gradient by autograd, and tokens from plain Python.
+
+Run this to rewrite all the text files beside it and in tokenizer/."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import gpt
+import tokenizer
 from reference import (ALPHA, Attention, GoldenFile, Linear, add_adapter, alpha_over_max_rank, alpha_over_rank, alpha_over_sqrt_rank, draw)
 
 
@@ -180,3 +183,4 @@ if __name__ == "__main__":
     optimizers()
     losses()
     gpt.generate()
+    tokenizer.generate()
