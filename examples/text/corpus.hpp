@@ -92,42 +92,51 @@ inline std::uint64_t checksum(const char* bytes, std::size_t size, std::uint64_t
   return hash;
 }
 
-/// Windows of equal length: the bytes, and for each the byte that follows it.
+/// Text as tokens, for a model whose tokens are not bytes.
+using Tokens = std::vector<std::int32_t>;
+
+inline Index token(char byte) { return static_cast<unsigned char>(byte); }
+inline Index token(std::int32_t id) { return id; }
+
+/// Windows of equal length: the tokens, and for each the one that follows it.
 struct Batch {
   std::vector<Index> tokens, targets;
   dylora::Sequences sequences;
 };
 
-/// The windows that begin at the given bytes of `bytes`.
-inline void fill_batch(const std::string& bytes, const std::vector<std::size_t>& begins, Index context, Batch& batch) {
+/// The windows that begin at the given places of a text, bytes or Tokens.
+template <class Text>
+void fill_batch(const Text& text, const std::vector<std::size_t>& begins, Index context, Batch& batch) {
   batch.tokens.clear();
   batch.targets.clear();
   for (const std::size_t begin : begins) {
     for (std::size_t i = begin; i < begin + static_cast<std::size_t>(context); ++i) {
-      batch.tokens.push_back(static_cast<unsigned char>(bytes[i]));
-      batch.targets.push_back(static_cast<unsigned char>(bytes[i + 1]));
+      batch.tokens.push_back(token(text[i]));
+      batch.targets.push_back(token(text[i + 1]));
     }
   }
   batch.sequences = dylora::Sequences::equal(static_cast<Index>(begins.size()), context);
 }
 
 /// `count` windows at random places.
-inline void random_batch(const std::string& bytes, Index count, Index context, dylora::Rng& rng, Batch& batch) {
+template <class Text>
+void random_batch(const Text& text, Index count, Index context, dylora::Rng& rng, Batch& batch) {
   std::vector<std::size_t> begins(static_cast<std::size_t>(count));
-  const Index places = static_cast<Index>(bytes.size()) - context;
+  const Index places = static_cast<Index>(text.size()) - context;
   for (std::size_t& begin : begins) begin = static_cast<std::size_t>(rng.below(places));
-  fill_batch(bytes, begins, context, batch);
+  fill_batch(text, begins, context, batch);
 }
 
-/// At most `count` windows spread evenly over all of `bytes`, as batches of at most `batch_size`: the same at every call.
-inline std::vector<Batch> spread_batches(const std::string& bytes, Index count, Index batch_size, Index context) {
-  const Index places = static_cast<Index>(bytes.size()) - context;
+/// At most `count` windows spread evenly over all of the text, as batches of at most `batch_size`: the same at every call.
+template <class Text>
+std::vector<Batch> spread_batches(const Text& text, Index count, Index batch_size, Index context) {
+  const Index places = static_cast<Index>(text.size()) - context;
   count = std::min(count, std::max<Index>(1, places / context));
   std::vector<Batch> batches;
   for (Index first = 0; first < count; first += batch_size) {
     std::vector<std::size_t> begins;
     for (Index i = first; i < std::min(count, first + batch_size); ++i) begins.push_back(static_cast<std::size_t>(places * i / count));
-    fill_batch(bytes, begins, context, batches.emplace_back());
+    fill_batch(text, begins, context, batches.emplace_back());
   }
   return batches;
 }

@@ -14,7 +14,7 @@
 /// A Gpt on batches of text: one loss with its gradients, the loss over many batches, and text that continues a prompt.
 namespace text {
 
-/// The next-byte loss of one batch at `rank`; adds its gradients times `weight`.
+/// The next-token loss of one batch at `rank`; adds its gradients times `weight`.
 /// Throws NonFiniteError naming the layer whose output first ceased to be finite.
 template <class Model>
 double loss_and_gradients(const Model& model, const Batch& batch, dylora::RankSlice rank, double weight, typename Model::Cache& cache,
@@ -50,7 +50,7 @@ double loss_and_gradients(const Model& model, const Batch& batch, const std::vec
   return loss;
 }
 
-/// The mean next-byte loss over `batches` at `rank`, in nats.
+/// The mean next-token loss over `batches` at `rank`, in nats.
 template <class Model>
 double mean_loss(const Model& model, const std::vector<Batch>& batches, dylora::RankSlice rank, typename Model::Cache& cache) {
   using S = typename Model::Scalar;
@@ -65,7 +65,7 @@ double mean_loss(const Model& model, const std::vector<Batch>& batches, dylora::
   return sum / count;
 }
 
-/// The next-byte loss at every rank up to `highest`, rank 0 the model without its adapters: each batch at all of them, weighted by its tokens.
+/// The next-token loss at every rank up to `highest`, rank 0 the model without its adapters: each batch at all of them, weighted by its tokens.
 template <class Model>
 dylora::RankCurve rank_curve(const Model& model, const std::vector<Batch>& batches, Index highest, typename Model::Cache& cache) {
   std::vector<double> tokens;
@@ -74,14 +74,12 @@ dylora::RankCurve rank_curve(const Model& model, const std::vector<Batch>& batch
   return dylora::evaluate_ranks(0, highest, static_cast<Index>(batches.size()), loss, tokens);
 }
 
-/// `length` bytes that continue `prompt` (not empty), drawn at `temperature` from the model at `rank`, one at a time over a key/value cache. When the
-/// context is full, generation goes on from its second half.
+/// `length` tokens that continue those of `prompt` (at least one), drawn at `temperature` from the model at `rank`, one at a time over a
+/// key/value cache. When the context is full, generation goes on from its second half.
 template <class Model>
-std::string continue_text(const Model& model, const std::string& prompt, Index length, double temperature, dylora::RankSlice rank,
-                          dylora::Rng& rng) {
-  std::string written;
-  std::vector<Index> seen(prompt.begin(), prompt.end());
-  for (Index& token : seen) token &= 0xff;
+std::vector<Index> continue_text(const Model& model, const std::vector<Index>& prompt, Index length, double temperature,
+                                 dylora::RankSlice rank, dylora::Rng& rng) {
+  std::vector<Index> written, seen = prompt;
   std::vector<dylora::KeyValueCache<typename Model::Scalar>> past;
   std::size_t read = 0;
   while (static_cast<Index>(written.size()) < length) {
@@ -98,7 +96,7 @@ std::string continue_text(const Model& model, const std::string& prompt, Index l
     Index token = 0;
     while (token + 1 < weights.size() && (drawn -= weights[token]) >= 0) ++token;
     seen.push_back(token);
-    written.push_back(static_cast<char>(token));
+    written.push_back(token);
   }
   return written;
 }
