@@ -1,0 +1,89 @@
+#ifndef DYLORA_EXAMPLES_INSPECT_PEFT_ADAPTER_HPP
+#define DYLORA_EXAMPLES_INSPECT_PEFT_ADAPTER_HPP
+
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dylora/core/error.hpp"
+#include "dylora/core/types.hpp"
+#include "dylora/io/mapped_file.hpp"
+#include "dylora/io/peft_config.hpp"
+#include "dylora/io/peft_reader.hpp"
+#include "dylora/io/peft_tensors.hpp"
+#include "dylora/io/safetensors.hpp"
+
+namespace inspect {
+
+using dylora::Index;
+
+/// With up to six digits, as people write it.
+inline std::string number(double value) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%g", value);
+  return text.data();
+}
+
+/// A PEFT folder without a model for it: its modules with the features that the tensors have, each read when it is asked for.
+class PeftAdapter {
+ public:
+  struct Shape {
+    Index in_features, out_features, rank;
+  };
+  using Factors = dylora::detail::PeftAdapter<double>;
+
+  /// Throws FileError or FormatError.
+  explicit PeftAdapter(const std::filesystem::path& folder)
+      : reader_(folder), weights_(folder / "adapter_model.safetensors"), config_(read_config(folder / "adapter_config.json")) {
+    const dylora::PeftTensors tensors = dylora::sort_peft_tensors(weights_.tensors(), weights_.name());
+    for (const auto& [name, pair] : tensors.modules) {
+      const Index in = pair.A == nullptr ? 0 : pair.A->shape[1], out = pair.B == nullptr ? 0 : pair.B->shape[0];
+      modules_[name] = {in, out, pair.A == nullptr ? 0 : pair.A->shape[0]};
+    }
+    others_ = tensors.others;
+  }
+
+  const dylora::SafetensorsFile& weights() const { return weights_; }
+  const dylora::PeftConfig& config() const { return config_; }
+  const std::map<std::string, Shape>& modules() const { return modules_; }
+
+  /// The factors of one of `modules`. Throws FormatError if they do not fit each other or the config.
+  Factors take(const std::string& module) {
+    const Shape& shape = modules_.at(module);
+    return *reader_.take<double>(module, shape.in_features, shape.out_features);
+  }
+
+  /// Of which numbers the scale was made.
+  std::string scale_source(const Factors& taken) const {
+    const Index rank = taken.factors.A.rows();
+    const std::string r = std::to_string(rank) + (rank == config_.r ? "" : " (rank_pattern)");
+    return "lora_alpha " + number(taken.alpha) + (taken.alpha == config_.lora_alpha ? "" : " (alpha_pattern)") +
+           (config_.use_rslora ? " / sqrt of r " + r + ", use_rslora" : " / r " + r);
+  }
+
+  std::vector<std::string> notes() const {
+    std::vector<std::string> notes = reader_.notes();
+    for (const std::string& name : others_) notes.push_back("tensor " + dylora::in_quotes(name) + " is no factor of a pair");
+    return notes;
+  }
+
+ private:
+  static dylora::PeftConfig read_config(const std::filesystem::path& path) {
+    const dylora::MappedFile file(path);
+    return dylora::parse_peft_config({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, file.name());
+  }
+
+  dylora::detail::PeftFolder reader_;
+  dylora::SafetensorsFile weights_;
+  dylora::PeftConfig config_;
+  std::map<std::string, Shape> modules_;
+  std::vector<std::string> others_;
+};
+
+}  // namespace inspect
+
+#endif
