@@ -261,6 +261,13 @@ TEST_CASE("A file may align its tensors to any power of two") {
   }
 }
 
+TEST_CASE("An empty tensor is written if it can be read, however large its other dimensions") {
+  const Index largest = std::numeric_limits<Index>::max();
+  const std::string text = written({3, {}, {f32("t", {0, largest}, {})}});
+  CHECK(parse(text).tensors[0].shape == std::vector<Index>{0, largest});
+  CHECK_THROWS_SAYING(std::invalid_argument, written({3, {}, {f32("t", {0, largest, 2}, {})}}), "\"t\"", "can be counted");
+}
+
 TEST_CASE("Scalars, empty tensors and single bytes are tensors like others") {
   const Bytes file = header(3, 0).tensor("scalar", {}, 0, 0).tensor("none", {4, 0}, 30, 32).tensor("byte", {1}, 24, 32).pad().zeros(64);
   const GgufContents contents = parse(file);

@@ -180,24 +180,20 @@ class GgufReader {
     }
   }
 
-  /// Returns the number of elements. Those of the dimensions that are not 0 must be countable, so that nobody's product can overflow.
+  /// Returns the number of elements.
   std::uint64_t read_shape(std::vector<Index>& shape) {
     std::uint32_t dimensions = 0;
     read(dimensions);
     if (dimensions > most_gguf_dimensions) fail("expected at most 4 dimensions, got " + std::to_string(dimensions));
-    std::uint64_t elements = 1;
     for (std::uint32_t i = 0; i < dimensions; ++i) {
       std::int64_t extent = 0;
       read(extent);
       if (extent < 0) fail("expected dimensions of at least 0, got " + std::to_string(extent));
       shape.insert(shape.begin(), extent);
-      if (extent == 0) continue;
-      if (elements > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max() / extent)) {
-        fail("expected less than 2^63 elements, got more");
-      }
-      elements *= static_cast<std::uint64_t>(extent);
     }
-    return std::find(shape.begin(), shape.end(), 0) == shape.end() ? elements : 0;
+    const auto elements = gguf_element_count(shape);
+    if (!elements) fail("expected less than 2^63 elements, got more");
+    return *elements;
   }
 
   /// Each tensor must begin where the one before it ends, padded: no gaps, no overlap.

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -116,6 +117,17 @@ namespace detail {
 
 inline constexpr std::size_t longest_gguf_name = 63;  // and a zero byte, in ggml's tensors
 inline constexpr std::size_t most_gguf_dimensions = 4;
+
+/// The number of elements, if those of the dimensions that are not 0 can be counted, so that nobody's product can overflow: their product is
+/// less than 2⁶³. No extent may be negative.
+inline std::optional<std::uint64_t> gguf_element_count(std::span<const Index> shape) {
+  std::uint64_t product = 1;
+  for (const Index extent : shape) {
+    if (extent > 0 && product > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max() / extent)) return std::nullopt;
+    if (extent > 0) product *= static_cast<std::uint64_t>(extent);
+  }
+  return std::find(shape.begin(), shape.end(), 0) == shape.end() ? product : 0;
+}
 
 /// Every tensor begins at a multiple of this. None if the metadata say something that is no alignment.
 inline std::optional<std::uint64_t> gguf_alignment(const GgufContents& contents) {

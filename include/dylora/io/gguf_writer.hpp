@@ -70,17 +70,14 @@ inline void require_writable(const GgufContents& contents) {
     require(names.insert(tensor.name).second, subject + "name: expected once, got it twice");
     require(tensor.shape.size() <= most_gguf_dimensions,
             subject + "expected at most 4 dimensions, got " + std::to_string(tensor.shape.size()));
-    std::vector<Index> counted = tensor.shape;  // without zeros: the other dimensions must be countable all the same
-    const bool empty = std::erase(counted, 0) > 0;
-    require(std::all_of(counted.begin(), counted.end(), [](Index extent) { return extent > 0; }),
+    require(std::all_of(tensor.shape.begin(), tensor.shape.end(), [](Index extent) { return extent >= 0; }),
             subject + "expected dimensions of at least 0, got " + describe_shape(tensor.shape));
-    const auto bits = bit_count(DType::U8, counted);
-    require(bits.has_value(), subject + "expected elements that can be counted, got " + describe_shape(tensor.shape));
-    const std::uint64_t elements = empty ? 0 : *bits / 8;
+    const auto elements = gguf_element_count(tensor.shape);
+    require(elements.has_value(), subject + "expected elements that can be counted, got " + describe_shape(tensor.shape));
     const std::uint64_t row = tensor.shape.empty() ? 1 : static_cast<std::uint64_t>(tensor.shape.back());
     const GgmlType& type = *tensor.type;
     require(row % type.block_elements == 0 && tensor.bytes.size() % type.block_bytes == 0 &&
-                elements / type.block_elements == tensor.bytes.size() / type.block_bytes,
+                *elements / type.block_elements == tensor.bytes.size() / type.block_bytes,
             subject + "expected the bytes of " + describe_shape(tensor.shape) + " elements of type " + std::string(type.name) + ", got " +
                 std::to_string(tensor.bytes.size()));
   }
