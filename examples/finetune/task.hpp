@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <dylora/dylora.hpp>
-#include <sstream>
+#include <dylora/io/checksum.hpp>
+#include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -50,10 +52,7 @@ Task make_task(const text::Corpus& corpus, const Vocabulary& vocabulary, Index c
   encode(corpus.training, task.training);
   encode(corpus.validation, task.validation);
   task.bytes_per_token = static_cast<double>(corpus.validation.size()) / static_cast<double>(task.validation.size());
-  std::ostringstream identity;
-  identity << std::hex
-           << text::checksum(reinterpret_cast<const char*>(task.training.data()), task.training.size() * sizeof(task.training.front()));
-  task.identity = identity.str();
+  task.identity = dylora::hexadecimal(dylora::checksum(std::as_bytes(std::span(task.training))));
   return task;
 }
 

@@ -37,7 +37,10 @@ inline bool matters_to_training(std::string_view option) {
 
 /// 16 and 16.0 are the same option.
 inline nlohmann::json comparable(const nlohmann::json& value) {
-  if (!value.is_number_float() || std::floor(value.get<double>()) != value.get<double>()) return value;
+  constexpr double largest = 0x1p53;  // above it, a number would not be the same as an integer
+  if (!value.is_number_float() || std::abs(value.get<double>()) > largest || std::floor(value.get<double>()) != value.get<double>()) {
+    return value;
+  }
   return static_cast<std::int64_t>(value.get<double>());
 }
 

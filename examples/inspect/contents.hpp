@@ -213,7 +213,7 @@ inline Contents read_contents(const std::filesystem::path& path, dylora::ScaleRu
     return model ? read_model_folder(path) : read_peft_folder(path, rule);
   }
   const dylora::MappedFile file(path);
-  const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  const std::string_view text = file.text();
   return text.starts_with("GGUF") ? read_gguf(file, rule) : read_safetensors(file, rule);
 }
 

@@ -74,7 +74,7 @@ class PeftAdapter {
  private:
   static dylora::PeftConfig read_config(const std::filesystem::path& path) {
     const dylora::MappedFile file(path);
-    return dylora::parse_peft_config({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, file.name());
+    return dylora::parse_peft_config(file.text(), file.name());
   }
 
   dylora::detail::PeftFolder reader_;

@@ -4,11 +4,14 @@
 #include <cstdint>
 #include <cstdio>
 #include <dylora/dylora.hpp>
+#include <dylora/io/atomic_file.hpp>
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <span>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "gpt/gpt.hpp"
@@ -45,24 +48,21 @@ inline std::filesystem::path base_path(const std::filesystem::path& folder, cons
   return folder / name.str();
 }
 
-/// Key, parameters and their checksum, to a temporary file that then takes the name: a reader sees all of it or nothing.
+/// Key, parameters and their checksum: a reader sees all of it or nothing.
 inline void save_base(const std::filesystem::path& path, const std::string& key, const BaseModel& model) {
-  const std::filesystem::path temporary = path.string() + ".part";
-  std::ofstream out(temporary, std::ios::binary);
+  dylora::AtomicFile file(path);
   std::uint64_t sum = checksum(key.data(), key.size());
-  out << key << '\n';
+  file.write(key + '\n');
   BaseModel::zip_parameters(
       [&](dylora::Parameter, const auto& p) {
         const auto* bytes = reinterpret_cast<const char*>(p.data());
         const std::size_t size = sizeof(float) * static_cast<std::size_t>(p.size());
         sum = checksum(bytes, size, sum);
-        out.write(bytes, static_cast<std::streamsize>(size));
+        file.write(std::string_view(bytes, size));
       },
       model);
-  out.write(reinterpret_cast<const char*>(&sum), sizeof sum);
-  out.close();
-  if (!out) throw std::runtime_error("cannot write " + temporary.string());
-  std::filesystem::rename(temporary, path);
+  file.write(std::as_bytes(std::span(&sum, 1)));
+  file.commit();
 }
 
 /// Nothing if there is no such file, or it is not whole, or it was made from something else.

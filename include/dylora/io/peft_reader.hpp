@@ -151,7 +151,7 @@ class PeftFolder {
                       (inside.empty() ? "" : "; but there is one in the folder " + in_quotes(inside.front()) + " in it"));
     }
     const MappedFile file(path);
-    return parse_peft_config({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, file.name());
+    return parse_peft_config(file.text(), file.name());
   }
 
   static std::filesystem::path find_weights(const std::filesystem::path& folder) {
