@@ -73,7 +73,7 @@ TEST_CASE("fresh gradients are zeros of the parameters' shapes and nothing is tr
 TEST_CASE("clearing zeroes every value and every component") {
   const auto layer = MakeLayer<Linear<double>>::make(1, law_rank);
   auto gradients = gradients_at(layer, law_rank, 1);
-  fill_values<Linear<double>>(gradients, nan<double>);
+  fill_components<Linear<double>>(gradients, nan<double>);
   set_zero(layer, gradients);
   CHECK(values<Linear<double>>(gradients).isZero(0));
   CHECK(gradients.adapter.A.components.empty());
@@ -118,7 +118,7 @@ TEST_CASE("the norm is taken over all trained values") {
     double sum = 0;
     for (const double g : values<L>(gradients)) sum += g * g;
     CHECK(norm(layer, gradients) == Approx(std::sqrt(sum)).epsilon(1e-14));
-    fill_values<L>(gradients, nan<double>, rank.active);  // not read
+    fill_components<L>(gradients, nan<double>, rank.active);  // not read
     CHECK(norm(layer, gradients) == Approx(std::sqrt(sum)).epsilon(1e-14));
   }
   CHECK(norm(layer, zeros_like(layer)) == 0);
@@ -128,7 +128,7 @@ TEST_CASE("the norm of float gradients is summed in double") {
   using L = Linear<float>;
   const L layer = MakeLayer<L>::make(0, law_rank);
   auto gradients = zeros_like(layer);
-  fill_values<L>(gradients, 1e30f);  // the square is no float
+  fill_components<L>(gradients, 1e30f);  // the square is no float
   gradients.adapter.A.components.insert(law_rank);
   gradients.adapter.B.components.insert(law_rank);
   CHECK(norm(layer, gradients) == Approx(1e30 * std::sqrt(65.0)).epsilon(1e-6));

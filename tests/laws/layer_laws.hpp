@@ -151,6 +151,7 @@ void for_each_mixed_layer_case(F&& show) {
     for (const bool trained : {false, true}) {
       for (const Index components : {law_rank, Index{2}, Index{0}}) {
         LayerCase<L> c{variant, trained, law_rank};
+        if (components < law_rank && !has_components(c.layer)) continue;
         truncate(c.layer, components);
         for (const std::vector<RankSlice>& mix : law_mixes()) {
           INFO("variant " << variant << (trained ? ", trained, " : ", fresh, ") << components << " components, mix "
@@ -188,18 +189,20 @@ TEMPLATE_LIST_TEST_CASE("a layer's forward equals its merged weights and merging
   using L = typename TestType::Type;
   using S = typename L::Scalar;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
-    const Vector<S> base = frozen_values(c.layer), parameters = values<L>(c.layer);
-    const Matrix<S> merged = Merged<L>(c.layer.merged(c.rank)).forward(c.x, RankSlice::none());
-    CHECK(gap(in_double(merged), in_double(c.layer.forward(c.x, c.rank))) < rounding<S>);
-    CHECK(same_bits(frozen_values(c.layer), base));
-    CHECK(same_bits(values<L>(c.layer), parameters));
+    if constexpr (is_mergeable<L>) {
+      const Vector<S> base = frozen_values(c.layer), parameters = values<L>(c.layer);
+      const Matrix<S> merged = Merged<L>(c.layer.merged(c.rank)).forward(c.x, RankSlice::none());
+      CHECK(gap(in_double(merged), in_double(c.layer.forward(c.x, c.rank))) < rounding<S>);
+      CHECK(same_bits(frozen_values(c.layer), base));
+      CHECK(same_bits(values<L>(c.layer), parameters));
+    }
   });
 }
 
 TEMPLATE_LIST_TEST_CASE("a layer without its adapter or with B = 0 is its base bit for bit", "[laws]", LayersUnderTest) {
   using L = typename TestType::Type;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
-    const auto base = run(Merged<L>(c.layer.merged(RankSlice::none())), c.x, c.dy, RankSlice::none());
+    const auto base = run(without_adapter(c.layer), c.x, c.dy, RankSlice::none());
     const auto none = run(c.layer, c.x, c.dy, RankSlice::none());
     CHECK(same_bits(none.y, base.y));
     CHECK(same_bits(none.dx, base.dx));
@@ -221,7 +224,8 @@ TEMPLATE_LIST_TEST_CASE("a layer at rank b is the layer truncated to b bit for b
     const auto whole = run(c), part = run(truncated, c.x, c.dy, c.rank);
     CHECK(same_bits(whole.y, part.y));
     CHECK(same_bits(whole.dx, part.dx));
-    CHECK(same_bits(values<L>(whole.gradients, 0, b), values<L>(part.gradients)));
+    CHECK(same_bits(component_values<L>(whole.gradients, 0, b), component_values<L>(part.gradients, 0)));
+    CHECK(same_bits(shared_values<L>(whole.gradients), shared_values<L>(part.gradients)));
     CHECK(same_bits(c.layer.forward(c.x, c.rank), truncated.forward(c.x, c.rank)));
   });
 }
@@ -232,20 +236,20 @@ TEMPLATE_LIST_TEST_CASE("components past the rank are neither read nor written b
   for_each_layer_case<L>([](const LayerCase<L>& c) {
     const auto clean = run(c);
     L poisoned = c.layer;
-    fill_values<L>(poisoned, nan<S>, c.rank.active);
+    fill_components<L>(poisoned, nan<S>, c.rank.active);
     CHECK(run(poisoned, c.x, c.dy, c.rank) == clean);
     CHECK(clean.y.allFinite());
-    CHECK(values<L>(clean.gradients, c.rank.active).isZero(0));
+    CHECK(component_values<L>(clean.gradients, c.rank.active).isZero(0));
 
     // Gradients of what did not take part are not even read: garbage stays what it is.
     auto cache = fresh_cache<L>();
     (void)c.layer.forward(c.x, c.rank, cache);
     auto gradients = zeros_like(c.layer);
-    fill_values<L>(gradients, nan<S>, c.rank.active);
-    fill_values<L>(gradients, nan<S>, 0, c.rank.trainable_from);
+    fill_components<L>(gradients, nan<S>, c.rank.active);
+    fill_components<L>(gradients, nan<S>, 0, c.rank.trainable_from);
     (void)c.layer.backward(c.dy, cache, gradients);
-    CHECK(same_bits(values<L>(gradients, c.rank.trainable_from, c.rank.active),
-                    values<L>(clean.gradients, c.rank.trainable_from, c.rank.active)));
+    CHECK(same_bits(component_values<L>(gradients, c.rank.trainable_from, c.rank.active),
+                    component_values<L>(clean.gradients, c.rank.trainable_from, c.rank.active)));
   });
 }
 
@@ -257,10 +261,11 @@ TEMPLATE_LIST_TEST_CASE("a frozen prefix of a layer gets no gradient and what is
     const auto frozen = run(c), nested = run(c.layer, c.x, c.dy, b);
     CHECK(same_bits(frozen.y, nested.y));
     CHECK(same_bits(frozen.dx, nested.dx));
-    CHECK(values<L>(frozen.gradients, 0, t).isZero(0));
-    CHECK(same_bits(values<L>(frozen.gradients, t, b), values<L>(nested.gradients, t, b)));
+    CHECK(component_values<L>(frozen.gradients, 0, t).isZero(0));
+    CHECK(same_bits(component_values<L>(frozen.gradients, t, b), component_values<L>(nested.gradients, t, b)));
+    CHECK(same_bits(shared_values<L>(frozen.gradients), shared_values<L>(nested.gradients)));
     if (values<L>(c.layer).size() > 0) {
-      CHECK_FALSE(values<L>(frozen.gradients, t, b).isZero(0));
+      CHECK_FALSE((component_values<L>(frozen.gradients, t, b).isZero(0) && shared_values<L>(frozen.gradients).isZero(0)));
       std::string expected;
       for (Index i = 0; i < law_rank; ++i) expected += i >= t && i < b ? '1' : '0';
       for (const std::string& trained : trained_components<L>(frozen.gradients)) CHECK((trained == expected || trained.empty()));
@@ -310,7 +315,7 @@ TEMPLATE_LIST_TEST_CASE("a component reaches no sequence of a layer's batch whos
     const auto clean = run_over(layer, batch, batch.ranks());
     for (const Index spoilt : {0, 1, 3, 5}) {
       L poisoned = layer;
-      fill_values<L>(poisoned, nan<S>, spoilt);
+      fill_components<L>(poisoned, nan<S>, spoilt);
       // And NaN from before in every buffer, also where the ranks of this batch leave it unwritten.
       auto cache = fresh_cache<L>();
       auto gradients = zeros_like(poisoned);
@@ -329,20 +334,21 @@ TEMPLATE_LIST_TEST_CASE("a component reaches no sequence of a layer's batch whos
   });
 }
 
-TEMPLATE_LIST_TEST_CASE("a layer frozen up to its rank passes gradient on and learns nothing", "[laws]", LayersUnderTest) {
+TEMPLATE_LIST_TEST_CASE("a layer frozen up to its rank passes gradient on and no component learns", "[laws]", LayersUnderTest) {
   using L = typename TestType::Type;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
     const Index b = c.rank.active;
     const auto frozen = run(c.layer, c.x, c.dy, BatchRanks(b, b)), nested = run(c.layer, c.x, c.dy, b);
     CHECK(same_bits(frozen.y, nested.y));
     CHECK(same_bits(frozen.dx, nested.dx));
-    CHECK(values<L>(frozen.gradients).isZero(0));
+    CHECK(component_values<L>(frozen.gradients, 0).isZero(0));
+    CHECK(same_bits(shared_values<L>(frozen.gradients), shared_values<L>(nested.gradients)));
     for (const std::string& trained : trained_components<L>(frozen.gradients)) CHECK(trained.find('1') == std::string::npos);
     if (c.trained) {
       L layer = c.layer;
       AdamW optimizer(layer, {.lr = 0.1, .weight_decay = 0.1});
       optimizer.step(layer, frozen.gradients);
-      CHECK(same_bits(values<L>(layer), values<L>(c.layer)));
+      CHECK(same_bits(component_values<L>(layer, 0), component_values<L>(c.layer, 0)));
     }
   });
 }
@@ -350,6 +356,7 @@ TEMPLATE_LIST_TEST_CASE("a layer frozen up to its rank passes gradient on and le
 TEMPLATE_LIST_TEST_CASE("a layer cut to its first components is at every rank what it was at those", "[laws]", LayersUnderTest) {
   using L = typename TestType::Type;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
+    if (!has_components(c.layer)) return;
     for (Index components = 0; components <= law_rank; ++components) {
       L cut = c.layer;
       truncate(cut, components);
@@ -359,10 +366,12 @@ TEMPLATE_LIST_TEST_CASE("a layer cut to its first components is at every rank wh
       const auto got = run(cut, c.x, c.dy, c.rank), whole = run(c.layer, c.x, c.dy, left);
       CHECK(same_bits(got.y, whole.y));
       CHECK(same_bits(got.dx, whole.dx));
-      CHECK(same_bits(values<L>(got.gradients), values<L>(whole.gradients, 0, components)));
+      CHECK(same_bits(component_values<L>(got.gradients, 0), component_values<L>(whole.gradients, 0, components)));
+      CHECK(same_bits(shared_values<L>(got.gradients), shared_values<L>(whole.gradients)));
       const auto noted = trained_components<L>(got.gradients), expected = trained_components<L>(whole.gradients);
       for (std::size_t i = 0; i < noted.size(); ++i) CHECK(noted[i] == expected[i].substr(0, static_cast<std::size_t>(components)));
-      CHECK(same_bits(frozen_values(Merged<L>(cut.merged(c.rank))), frozen_values(Merged<L>(c.layer.merged(left)))));
+      if constexpr (is_mergeable<L>)
+        CHECK(same_bits(frozen_values(Merged<L>(cut.merged(c.rank))), frozen_values(Merged<L>(c.layer.merged(left)))));
       CHECK(same_bits(cut.forward(c.x, c.rank), c.layer.forward(c.x, left)));
     }
   });
@@ -464,9 +473,9 @@ TEMPLATE_LIST_TEST_CASE("training changes the trained components and never the b
     optimizer.step(layer, run(c).gradients);
     CHECK(same_bits(frozen_values(layer), frozen_values(c.layer)));
     const Index b = c.rank.active, t = c.rank.trainable_from;
-    CHECK(same_bits(values<L>(layer, 0, t), values<L>(c.layer, 0, t)));
-    CHECK(same_bits(values<L>(layer, b), values<L>(c.layer, b)));
-    const Vector<S> before = values<L>(c.layer, t, b), after = values<L>(layer, t, b);
+    CHECK(same_bits(component_values<L>(layer, 0, t), component_values<L>(c.layer, 0, t)));
+    CHECK(same_bits(component_values<L>(layer, b), component_values<L>(c.layer, b)));
+    const Vector<S> before = component_values<L>(c.layer, t, b), after = component_values<L>(layer, t, b);
     if (before.size() > 0) CHECK((before.array() != after.array()).any());
     if (c.trained) CHECK((before.array() != after.array()).all());
   });
@@ -516,7 +525,8 @@ TEMPLATE_LIST_TEST_CASE("a layer refuses what does not fit and says what was exp
     CHECK_THROWS_SAYING(std::invalid_argument, layer.forward(c.x, -2, cache), "rank", "expected at least 1", "got -2");
     if (layer.max_rank() > 0) {
       CHECK_THROWS_SAYING(std::invalid_argument, layer.forward(c.x, law_rank + 1), "rank", "max_rank = 5", "got 6");
-      CHECK_THROWS_SAYING(std::invalid_argument, layer.merged(law_rank + 1), "rank", "max_rank = 5", "got 6");
+      if constexpr (is_mergeable<L>)
+        CHECK_THROWS_SAYING(std::invalid_argument, layer.merged(law_rank + 1), "rank", "max_rank = 5", "got 6");
     }
 
     CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, unfilled, gradients), "backward", "dy", "cache", "expected 0",

@@ -53,8 +53,7 @@ typename Toy<S>::Gradients toy_gradients(const Toy<S>& toy, RankSlice rank, std:
 /// Rows of A and columns of B in [begin, end), without the gate.
 template <class S>
 Vector<S> components(const Toy<S>& toy, Index begin, Index end) {
-  const Vector<S> all = values<Toy<S>>(toy, begin, end);
-  return all.head(all.size() - toy.gate.size());
+  return component_values<Toy<S>>(toy, begin, end);
 }
 
 TEMPLATE_TEST_CASE("a component's course depends on the steps that trained it and on no other", "[laws]", float, double) {
@@ -122,7 +121,7 @@ TEMPLATE_TEST_CASE("gradients are clipped to their global norm and smaller ones 
     for (std::uint64_t seed = 1; seed < 4; ++seed) {
       auto gradients = toy_gradients(toy, 3, seed);
       const double factor = length(static_cast<double>(seed)) / norm(toy, gradients);
-      for_each_value<Toy<S>>(gradients, 0, 5, [&](S& g) { g *= static_cast<S>(factor); });
+      for_each_entry<Toy<S>>(gradients, [&](Index, S& g) { g *= static_cast<S>(factor); });
       optimizer.step(toy, gradients);
     }
     return values<Toy<S>>(toy);

@@ -174,6 +174,21 @@ struct MergedType<Linear<S, A, W>> {
 template <class L>
 using Merged = typename MergedType<L>::Type;
 
+template <class L>
+inline constexpr bool is_mergeable = requires(const L& layer) { layer.merged(RankSlice::none()); };
+
+/// The layer without what is trained: MakeLayer says which it is where a layer cannot be merged and is not one weight.
+template <class L>
+auto without_adapter(const L& layer) {
+  if constexpr (is_mergeable<L>) {
+    return Merged<L>(layer.merged(RankSlice::none()));
+  } else if constexpr (requires { layer.base; }) {
+    return FrozenLinear<typename L::Scalar, std::remove_cvref_t<decltype(layer.base)>>(layer.base);
+  } else {
+    return MakeLayer<L>::without_adapter(layer);
+  }
+}
+
 // What a layer holds and must never change.
 
 template <class S>

@@ -57,41 +57,61 @@ Matrix<double> in_double(const Matrix<S>& m) {
   return m.template cast<double>();
 }
 
-/// The values of the components [begin, end) of everything that T trains, one after the other; of all there is, without a range. Parameters
-/// without a rank axis belong to every range.
-template <class T, class P>
-Vector<typename T::Scalar> values(const P& parameters, Index begin = 0, Index end = std::numeric_limits<Index>::max()) {
-  std::vector<typename T::Scalar> result;
+/// All components there are, from `begin` on.
+inline constexpr Index last_component = std::numeric_limits<Index>::max();
+
+/// Calls f(component, entry) for every value that T trains, column by column, with component −1 for one of a parameter without a rank axis.
+template <class T, class P, class F>
+void for_each_entry(P& parameters, F&& f) {
   T::zip_parameters(
-      [&](Parameter parameter, const auto& m) {
+      [&](Parameter parameter, auto& m) {
         for (Index j = 0; j < m.cols(); ++j) {
           for (Index i = 0; i < m.rows(); ++i) {
-            const Index component = parameter.rank_axis == RankAxis::rows ? i : parameter.rank_axis == RankAxis::cols ? j : begin;
-            if (component >= begin && component < end) result.push_back(m(i, j));
+            f(parameter.rank_axis == RankAxis::rows ? i : parameter.rank_axis == RankAxis::cols ? j : Index{-1}, m(i, j));
           }
         }
       },
       parameters);
-  return Eigen::Map<const Vector<typename T::Scalar>>(result.data(), static_cast<Index>(result.size()));
 }
 
 /// Calls f(entry) for every value of the components [begin, end).
 template <class T, class P, class F>
 void for_each_value(P& parameters, Index begin, Index end, F&& f) {
-  T::zip_parameters(
-      [&](Parameter parameter, auto& m) {
-        for (Index i = 0; i < m.rows(); ++i) {
-          for (Index j = 0; j < m.cols(); ++j) {
-            const Index component = parameter.rank_axis == RankAxis::rows ? i : parameter.rank_axis == RankAxis::cols ? j : begin;
-            if (component >= begin && component < end) f(m(i, j));
-          }
-        }
-      },
-      parameters);
+  for_each_entry<T>(parameters, [&](Index component, auto& entry) {
+    if (component >= begin && component < end) f(entry);
+  });
+}
+
+/// The values of those components for which `wanted` holds, one after the other.
+template <class T, class P, class Wanted>
+Vector<typename T::Scalar> collected(const P& parameters, Wanted&& wanted) {
+  std::vector<typename T::Scalar> result;
+  for_each_entry<T>(parameters, [&](Index component, const auto& entry) {
+    if (wanted(component)) result.push_back(entry);
+  });
+  return Eigen::Map<const Vector<typename T::Scalar>>(result.data(), static_cast<Index>(result.size()));
+}
+
+/// Everything that T trains, one value after the other.
+template <class T, class P>
+Vector<typename T::Scalar> values(const P& parameters) {
+  return collected<T>(parameters, [](Index) { return true; });
+}
+
+/// The components [begin, end) of what has a rank axis.
+template <class T, class P>
+Vector<typename T::Scalar> component_values(const P& parameters, Index begin, Index end = last_component) {
+  return collected<T>(parameters, [&](Index component) { return component >= begin && component < end; });
+}
+
+/// What has no rank axis, and so takes part at every rank.
+template <class T, class P>
+Vector<typename T::Scalar> shared_values(const P& parameters) {
+  return collected<T>(parameters, [](Index component) { return component < 0; });
 }
 
 template <class T, class P>
-void fill_values(P& parameters, typename T::Scalar value, Index begin = 0, Index end = std::numeric_limits<Index>::max()) {
+void fill_components(P& parameters, typename T::Scalar value, Index begin = 0, Index end = last_component) {
   for_each_value<T>(parameters, begin, end, [&](auto& entry) { entry = value; });
 }
 
@@ -99,8 +119,7 @@ void fill_values(P& parameters, typename T::Scalar value, Index begin = 0, Index
 template <class T, class P>
 void randomize(P& parameters, std::uint64_t seed) {
   Rng rng(seed);
-  for_each_value<T>(parameters, 0, std::numeric_limits<Index>::max(),
-                    [&](auto& entry) { entry = static_cast<typename T::Scalar>(2 * rng.uniform() - 1); });
+  for_each_entry<T>(parameters, [&](Index, auto& entry) { entry = static_cast<typename T::Scalar>(2 * rng.uniform() - 1); });
 }
 
 /// The first components of `whole` into `part`, which has fewer.
@@ -113,6 +132,14 @@ void copy_prefix(const T& whole, T& part) {
         }
       },
       whole, part);
+}
+
+/// Whether there is a component to cut T to.
+template <class T>
+bool has_components(const T& trained) {
+  bool found = false;
+  T::zip_parameters([&](Parameter parameter, const auto&) { found = found || parameter.rank_axis != RankAxis::none; }, trained);
+  return found;
 }
 
 /// The names of what T trains, in order.
@@ -130,7 +157,9 @@ std::vector<std::string> trained_components(const typename T::Gradients& gradien
   T::zip_parameters(
       [&](Parameter, const auto& g) {
         result.emplace_back();
-        for (Index i = 0; i < g.components.size(); ++i) result.back() += g.components.contains(i) ? '1' : '0';
+        if constexpr (requires { g.components; }) {
+          for (Index i = 0; i < g.components.size(); ++i) result.back() += g.components.contains(i) ? '1' : '0';
+        }
       },
       gradients);
   return result;

@@ -119,7 +119,7 @@ TEST_CASE("a step is one optimiser step with the mean of the gradients and retur
   Training training, by_hand;
   randomize<L>(training.layer, 3);
   by_hand.layer = training.layer;
-  fill_values<L>(training.gradients, 99);  // cleared first
+  fill_components<L>(training.gradients, 99);  // cleared first
   const double loss = training.step(4, UniformRank{1, 5});
   CHECK(training.optimizer.steps() == 1);
   CHECK(loss == Approx((training.losses[0] + training.losses[1] + training.losses[2] + training.losses[3]) / 4).epsilon(1e-15));
@@ -182,7 +182,7 @@ TEST_CASE("a step over one batch clears the gradients and takes one optimiser st
   randomize<L>(training.layer, 3);
   by_hand.layer = training.layer;
   for (int step = 0; step < 5; ++step) {
-    fill_values<L>(training.gradients, 99);
+    fill_components<L>(training.gradients, 99);
     training.gradients.adapter.A.components.insert(0, law_rank);
     const double loss = train_step(training.layer, training.optimizer, training.gradients, [&] {
       CHECK(values<L>(training.gradients).isZero(0));
@@ -267,7 +267,7 @@ TEST_CASE("the gradient of a batch divided into groups is that of the weighted s
 
 TEST_CASE("weights that are no weights are refused before anything is done") {
   Training training;
-  fill_values<L>(training.gradients, 99);
+  fill_components<L>(training.gradients, 99);
   const Vector<double> before = values<L>(training.layer);
   for (const double bad : {-1.0, nan<double>, std::numeric_limits<double>::infinity()}) {
     CHECK_THROWS_SAYING(std::invalid_argument, training.step({{1, 0.5, 1}, {2, 0.5, bad}}), "train_step: weight of a micro-batch",
@@ -301,7 +301,7 @@ TEST_CASE("a step in frozen mode updates exactly the components that were drawn"
   (void)training.step(3, FrozenPrefix{UniformRank{1, 5}});
   for (Index i = 0; i < 5; ++i) {
     const bool drawn = std::any_of(training.ranks.begin(), training.ranks.end(), [&](RankSlice rank) { return rank.active == i + 1; });
-    CHECK(same_bits(values<L>(training.layer, i, i + 1), values<L>(before, i, i + 1)) == !drawn);
+    CHECK(same_bits(component_values<L>(training.layer, i, i + 1), component_values<L>(before, i, i + 1)) == !drawn);
   }
 }
 
@@ -312,8 +312,8 @@ TEST_CASE("a step in nested mode updates the components below the largest rank d
   (void)training.step(3, UniformRank{1, 4});
   Index largest = 0;
   for (const RankSlice rank : training.ranks) largest = std::max(largest, rank.active);
-  CHECK(same_bits(values<L>(training.layer, largest), values<L>(before, largest)));
-  CHECK((values<L>(training.layer, 0, largest).array() != values<L>(before, 0, largest).array()).all());
+  CHECK(same_bits(component_values<L>(training.layer, largest), component_values<L>(before, largest)));
+  CHECK((component_values<L>(training.layer, 0, largest).array() != component_values<L>(before, 0, largest).array()).all());
 }
 
 TEST_CASE("what is no number stops a step with its place and the step never was") {
