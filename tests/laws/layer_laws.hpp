@@ -538,7 +538,7 @@ TEMPLATE_LIST_TEST_CASE("a layer refuses what does not fit and says what was exp
     Matrix<S> tall_dx(in + 1, n), wide_dx(in, n + 1);
     CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, gradients, tall_dx), "backward", "rows of dx", expected(in));
     CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, gradients, wide_dx), "backward", "samples in dx", expected(n), got);
-    if (layer.max_rank() > 0) {
+    if (has_components(layer)) {
       typename L::Gradients empty;
       L::zip_parameters([](Parameter, const auto&, auto&) {}, layer, empty);  // where it is a list: of as many, each empty
       CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, empty), "gradient of", "lora", "zeros_like", "expected",
