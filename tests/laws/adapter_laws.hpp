@@ -60,13 +60,6 @@ void for_each_adapter_case(F&& show) {
   }
 }
 
-/// Ranks for the samples of a case, one each.
-inline const std::vector<std::vector<RankSlice>>& law_mixes() {
-  static const std::vector<std::vector<RankSlice>> mixes{
-      {5, 5, 1, RankSlice::none(), {3, 2}}, {RankSlice::none(), {4, 4}, 2, {5, 3}, {5, 1}}, {5, 4, 1, 2, 3}, {3, 3, 3, 3, 3}};
-  return mixes;
-}
-
 /// Calls f(begin, count, rank) for each run of neighbours at one rank.
 template <class F>
 void for_each_part(const std::vector<RankSlice>& mix, F&& f) {

@@ -115,12 +115,6 @@ struct MixedBatch {
   }
 };
 
-inline const std::vector<std::vector<RankSlice>>& law_mixes() {
-  static const std::vector<std::vector<RankSlice>> mixes{
-      {5, 5, 1, RankSlice::none(), {3, 2}}, {RankSlice::none(), {4, 4}, 2, {5, 3}, {5, 1}}, {5, 4, 1, 2, 3}, {3, 3, 3, 3, 3}};
-  return mixes;
-}
-
 /// forward over these sequences, if the layer has any use for them.
 template <class L>
 Matrix<typename L::Scalar> forward_over(const L& layer, ConstMatrixRef<typename L::Scalar> x, const Sequences& sequences,

@@ -57,6 +57,13 @@ inline const std::vector<RankSlice>& law_slices() {
   return slices;
 }
 
+/// Ranks for the samples of a case, or of its sequences, one each.
+inline const std::vector<std::vector<RankSlice>>& law_mixes() {
+  static const std::vector<std::vector<RankSlice>> mixes{
+      {5, 5, 1, RankSlice::none(), {3, 2}}, {RankSlice::none(), {4, 4}, 2, {5, 3}, {5, 1}}, {5, 4, 1, 2, 3}, {3, 3, 3, 3, 3}};
+  return mixes;
+}
+
 inline std::string describe(RankSlice rank) {
   return "rank " + std::to_string(rank.active) + ", trainable from " + std::to_string(rank.trainable_from);
 }

@@ -1,0 +1,42 @@
+#include "golden/golden.hpp"
+#include "layers/residual_under_test.hpp"
+
+using namespace dylora;
+
+namespace {
+
+template <class S, Shortcut shortcut>
+void check_chain(const std::string& name, Index reach) {
+  const golden::File file("residual.txt");
+  test::TanhChain<S, shortcut> chain;
+  for (Index n = 0; n < 3; ++n) {
+    const std::string link = "links." + std::to_string(n) + '.';
+    const LowRank<S> lora(file.matrix<S>(link + "lora_A"), file.matrix<S>(link + "lora_B"), {.alpha = file.number("alpha")});
+    chain.links.emplace_back(DenseWeight<S>(file.matrix<S>(link + "weight"), file.matrix<S>(link + "bias")),
+                             ResidualLowRank<S, shortcut>(lora, reach, n));
+  }
+  const auto x = file.matrix<S>("x"), dy = file.matrix<S>("dy");
+  typename test::TanhChain<S, shortcut>::Cache cache;
+  auto gradients = zeros_like(chain);
+  for (Index rank = 1; rank <= chain.max_rank(); ++rank) {
+    const std::string at_rank = name + '/' + std::to_string(reach) + '/' + std::to_string(rank);
+    for (const auto& [mode, slice] : {std::pair("/nested/", RankSlice(rank)), std::pair("/frozen/", RankSlice(rank, rank - 1))}) {
+      set_zero(chain, gradients);
+      golden::check(chain.forward(x, slice, cache), file, at_rank + "/y");
+      golden::check(chain.backward(dy, cache, gradients), file, at_rank + "/dx");
+      golden::check_gradients(chain, gradients, file, at_rank + mode);
+    }
+  }
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("a residual chain computes what PyTorch does with every shortcut at every rank, nested and frozen", "[golden]", float,
+                   double) {
+  using S = TestType;
+  check_chain<S, Shortcut::input>("input", 1);
+  for (const Index reach : {1, 2}) {
+    check_chain<S, Shortcut::block>("block", reach);
+    check_chain<S, Shortcut::middle>("middle", reach);
+  }
+}
