@@ -11,6 +11,7 @@
 #include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
+#include "dylora/train/parameter_groups.hpp"
 #include "dylora/train/update.hpp"
 
 namespace dylora {
@@ -23,6 +24,7 @@ struct AdamWOptions {
   double weight_decay = 0;              ///< decoupled: p loses lr · weight_decay · p per step
   double max_norm = 0;                  ///< the global gradient norm is clipped to this; 0 means never
   Update update = Update::active_only;  ///< what happens to components that took no part
+  ParameterGroups groups = {};          ///< by name: another lr, no decay (train/parameter_groups.hpp)
 };
 
 /// m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,   p ← (1 − lr · λ) p − lr · m̂ / (√v̂ + ε)
@@ -40,7 +42,11 @@ class AdamW {
  public:
   /// Throws std::invalid_argument if an option is out of its range.
   explicit AdamW(const T& trained, AdamWOptions options = {})
-      : options_(options), m_(zeros_like(trained)), v_(zeros_like(trained)), counters_(trained, options.update) {
+      : options_(options),
+        m_(zeros_like(trained)),
+        v_(zeros_like(trained)),
+        counters_(trained, options.update),
+        groups_(trained, options.groups, "AdamW") {
     require_learning_rate(options.lr);
     require_option(options.beta1 >= 0 && options.beta1 < 1, options.beta1, "AdamW: beta1", "a number in [0, 1)");
     require_option(options.beta2 >= 0 && options.beta2 < 1, options.beta2, "AdamW: beta2", "a number in [0, 1)");
@@ -68,10 +74,11 @@ class AdamW {
     std::size_t index = 0;
     T::zip_parameters(
         [&](Parameter parameter, auto& p, const auto& g, auto& m, auto& v) {
+          const ParameterGroup& group = groups_[index];
           counters_.for_each_updated_block(index++, parameter.rank_axis, g, [&](Index count, Index begin, Index end) {
             const auto block = [&](auto& matrix) { return detail::component_block(parameter.rank_axis, matrix, begin, end); };
-            detail::for_each_span([&](Index size, auto*... values) { update(size, values..., count, clip); }, block(p), block(g), block(m),
-                                  block(v));
+            detail::for_each_span([&](Index size, auto*... values) { update(size, values..., count, clip, group); }, block(p), block(g),
+                                  block(m), block(v));
           });
         },
         trained, gradients, m_, v_);
@@ -93,14 +100,17 @@ class AdamW {
     archive.template parameters<T>("m", m_);
     archive.template parameters<T>("v", v_);
     archive("counters", counters_);
+    archive("groups", groups_);
   }
 
  private:
   static void require_learning_rate(double lr) { require_option(lr >= 0 && std::isfinite(lr), lr, "AdamW: lr", "a finite number ≥ 0"); }
 
   template <class S>
-  void update(Index size, S* parameters, const S* gradients, S* moments, S* squares, Index count, double clip) const {
-    const auto [lr, beta1, beta2, eps, weight_decay, max_norm, mode] = options_;
+  void update(Index size, S* parameters, const S* gradients, S* moments, S* squares, Index count, double clip,
+              const ParameterGroup& group) const {
+    const double beta1 = options_.beta1, beta2 = options_.beta2, lr = options_.lr * group.lr_ratio;
+    const double weight_decay = group.decays ? options_.weight_decay : 0;
     const auto t = static_cast<double>(count);
     const S step_size = static_cast<S>(lr / (1 - std::pow(beta1, t)));
     const S inverse_root = static_cast<S>(1 / std::sqrt(1 - std::pow(beta2, t)));
@@ -108,12 +118,13 @@ class AdamW {
     const detail::ConstSpan<S> g(gradients, size);
     m = S(beta1) * m + S((1 - beta1) * clip) * g;
     v = S(beta2) * v + S((1 - beta2) * clip * clip) * g.square();
-    p = S(1 - lr * weight_decay) * p - step_size * m / (v.sqrt() * inverse_root + std::max(S(eps), std::numeric_limits<S>::min()));
+    p = S(1 - lr * weight_decay) * p - step_size * m / (v.sqrt() * inverse_root + std::max(S(options_.eps), std::numeric_limits<S>::min()));
   }
 
   AdamWOptions options_;
   typename T::Gradients m_, v_;
   detail::StepCounters counters_;
+  detail::GroupOfEach groups_;
   Index steps_ = 0;
 };
 

@@ -9,6 +9,7 @@
 #include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
+#include "dylora/train/parameter_groups.hpp"
 #include "dylora/train/update.hpp"
 
 namespace dylora {
@@ -19,6 +20,7 @@ struct SgdOptions {
   double weight_decay = 0;              ///< decoupled: p loses lr · weight_decay · p per step
   double max_norm = 0;                  ///< the global gradient norm is clipped to this; 0 means never
   Update update = Update::active_only;  ///< what happens to components that took no part
+  ParameterGroups groups = {};          ///< by name: another lr, no decay (train/parameter_groups.hpp)
 };
 
 /// u ← μ u + g,   p ← (1 − lr · λ) p − lr · u
@@ -29,7 +31,7 @@ class Sgd {
  public:
   /// Throws std::invalid_argument if an option is out of its range.
   explicit Sgd(const T& trained, SgdOptions options = {})
-      : options_(options), momentum_(zeros_like(trained)), counters_(trained, options.update) {
+      : options_(options), momentum_(zeros_like(trained)), counters_(trained, options.update), groups_(trained, options.groups, "Sgd") {
     require_learning_rate(options.lr);
     require_option(options.momentum >= 0 && options.momentum < 1, options.momentum, "Sgd: momentum", "a number in [0, 1)");
     require_option(options.weight_decay >= 0 && std::isfinite(options.weight_decay), options.weight_decay, "Sgd: weight_decay",
@@ -55,9 +57,10 @@ class Sgd {
     std::size_t index = 0;
     T::zip_parameters(
         [&](Parameter parameter, auto& p, const auto& g, auto& u) {
+          const ParameterGroup& group = groups_[index];
           counters_.for_each_updated_block(index++, parameter.rank_axis, g, [&](Index, Index begin, Index end) {
             const auto block = [&](auto& matrix) { return detail::component_block(parameter.rank_axis, matrix, begin, end); };
-            detail::for_each_span([&](Index size, auto*... values) { update(size, values..., clip); }, block(p), block(g), block(u));
+            detail::for_each_span([&](Index size, auto*... values) { update(size, values..., clip, group); }, block(p), block(g), block(u));
           });
         },
         trained, gradients, momentum_);
@@ -76,21 +79,24 @@ class Sgd {
     archive("steps", steps_, detail::require_step_count);
     archive.template parameters<T>("u", momentum_);
     archive("counters", counters_);
+    archive("groups", groups_);
   }
 
  private:
   static void require_learning_rate(double lr) { require_option(lr >= 0 && std::isfinite(lr), lr, "Sgd: lr", "a finite number ≥ 0"); }
 
   template <class S>
-  void update(Index size, S* parameters, const S* gradients, S* momentum, double clip) const {
+  void update(Index size, S* parameters, const S* gradients, S* momentum, double clip, const ParameterGroup& group) const {
+    const double lr = options_.lr * group.lr_ratio, weight_decay = group.decays ? options_.weight_decay : 0;
     detail::Span<S> p(parameters, size), u(momentum, size);
     u = S(options_.momentum) * u + S(clip) * detail::ConstSpan<S>(gradients, size);
-    p = S(1 - options_.lr * options_.weight_decay) * p - S(options_.lr) * u;
+    p = S(1 - lr * weight_decay) * p - S(lr) * u;
   }
 
   SgdOptions options_;
   typename T::Gradients momentum_;
   detail::StepCounters counters_;
+  detail::GroupOfEach groups_;
   Index steps_ = 0;
 };
 

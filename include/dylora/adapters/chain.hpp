@@ -1,0 +1,223 @@
+#ifndef DYLORA_ADAPTERS_CHAIN_HPP
+#define DYLORA_ADAPTERS_CHAIN_HPP
+
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "dylora/adapters/map_ranks.hpp"
+#include "dylora/core/adapter_ranks.hpp"
+#include "dylora/core/batch_ranks.hpp"
+#include "dylora/core/concepts.hpp"
+#include "dylora/core/error.hpp"
+#include "dylora/core/factors.hpp"
+#include "dylora/core/parameters.hpp"
+#include "dylora/core/random.hpp"
+#include "dylora/core/rank.hpp"
+#include "dylora/core/types.hpp"
+
+namespace dylora {
+
+/// Δ_b(x) = Σⱼ Δ_bʲ(x): the links of a chain, all cut to the same rank b. The last one is trained, those before it are frozen.
+///
+/// Chain of LoRA (Xia et al., arXiv 2401.04151) and PeriodicLoRA (arXiv 2402.16141) without folding links into the weight (train/fold.hpp):
+/// the whole change can still be cut to every rank, which a folded one cannot, for memory and time that grow with the links.
+///
+///     Linear<float, Chain<LowRank<float>>> layer(W, {.max_rank = 8, .alpha = 16}, rng);
+///     …                                                   // train the first link
+///     layer.adapter.extend(rng);                          // freeze it; a fresh link, which leaves the function as it is
+///     optimizer = AdamW(layer, optimizer.options());
+///     gradients = zeros_like(layer);
+///
+/// A link that has fewer components than b uses all it has. Only the last one is a parameter: optimisers see it alone, and a chain is cut
+/// (core/adapter_ranks.hpp) by cutting it: the links before then use no more components than it has left. A checkpoint keeps the last
+/// one too; factors(), and so the files of adapters, have all.
+template <class Inner>
+  requires MergeableAdapter<Inner> && PortableAdapter<Inner>
+struct Chain {
+  using Scalar = typename Inner::Scalar;
+  using S = Scalar;
+  using Options = typename Inner::Options;
+
+  struct Gradients {
+    typename Inner::Gradients last;
+    std::vector<typename Inner::Gradients> frozen;  // workspace of add_backward: the other links', which learn nothing
+  };
+
+  /// Filled by one add_forward, read by any number of add_backward.
+  struct Cache {
+    Index samples = 0;
+    std::vector<typename Inner::Cache> links;
+  };
+
+  std::vector<Inner> links;  // the last one is trained
+  Options options;           // of a fresh link
+
+  /// A chain of one fresh link. Throws as Inner does.
+  Chain(Index in_features, Index out_features, Options options_, Rng& rng) : options(std::move(options_)) {
+    links.emplace_back(in_features, out_features, options, rng);
+  }
+
+  /// From links, of which the last one is trained. Throws std::invalid_argument if there is none, ShapeError if their features differ.
+  Chain(std::vector<Inner> links_, Options options_) : links(std::move(links_)), options(std::move(options_)) {
+    if (links.empty()) throw std::invalid_argument("Chain: expected at least one link, got none");
+    for (const Inner& link : links) {
+      require_equal(link.in_features(), in_features(), "Chain: in_features of a link");
+      require_equal(link.out_features(), out_features(), "Chain: out_features of a link");
+    }
+  }
+
+  Index in_features() const { return links.back().in_features(); }
+  Index out_features() const { return links.back().out_features(); }
+  /// The largest of any link.
+  Index max_rank() const {
+    Index most = 0;
+    for (const Inner& link : links) most = std::max(most, link.max_rank());
+    return most;
+  }
+  /// The most that any link uses.
+  Index components() const {
+    Index most = 0;
+    for (const Inner& link : links) most = std::max(most, std::min(link.components(), cut()));
+    return most;
+  }
+
+  /// Freezes the last link and adds a fresh one after it. Gradients and optimisers made before are of the last link. Throws as Inner does,
+  /// with nothing changed.
+  void extend(Rng& rng) { extend(options, rng); }
+  /// With other options, such as a lower rank.
+  void extend(const Options& of_link, Rng& rng) {
+    Inner fresh(in_features(), out_features(), of_link, rng);
+    std::vector<Inner> longer = links;
+    for (Inner& link : longer) truncate(link, cut());
+    longer.push_back(std::move(fresh));
+    links = std::move(longer);
+  }
+
+  /// y += Δ(x). Throws ShapeError if x or y do not fit, std::invalid_argument if a rank is above max_rank. Costs what the links cost.
+  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    cache.samples = 0;  // if this call throws, the cache counts as not filled
+    require_ranks(ranks, x.cols(), max_rank(), "Chain::add_forward");
+    require_equal(x.rows(), in_features(), "Chain::add_forward: rows of x");
+    require_equal(y.rows(), out_features(), "Chain::add_forward: rows of y");
+    require_equal(y.cols(), x.cols(), "Chain::add_forward: samples in y");
+    cache.links.resize(links.size());
+    const BatchRanks limited = ranks.at_most(cut());
+    const BatchRanks frozen =
+        detail::map_ranks(limited, [](RankSlice rank) { return rank.active == 0 ? rank : RankSlice(rank.active, rank.active); });
+    for (std::size_t j = 0; j < links.size(); ++j) {
+      const BatchRanks& of_link = j + 1 == links.size() ? limited : frozen;
+      links[j].add_forward(x, of_link.at_most(links[j].max_rank()), cache.links[j], y);
+    }
+    cache.samples = x.cols();
+  }
+
+  /// The vector-Jacobian product of add_forward at the cached ranks: dx += every link's, gradients += those of the last. Throws ShapeError
+  /// if something does not fit or the cache was not filled.
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    require_equal(dy.rows(), out_features(), "Chain::add_backward: rows of dy");
+    require_equal(dy.cols(), cache.samples, "Chain::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
+    require_equal(static_cast<Index>(cache.links.size()), static_cast<Index>(links.size()), "Chain::add_backward: links in the cache");
+    require_equal(x.rows(), in_features(), "Chain::add_backward: rows of x");
+    require_equal(x.cols(), dy.cols(), "Chain::add_backward: samples in x");
+    require_equal(dx.rows(), in_features(), "Chain::add_backward: rows of dx");
+    require_equal(dx.cols(), dy.cols(), "Chain::add_backward: samples in dx");
+    require_shapes(*this, "Chain::add_backward: gradient of", gradients);
+    const std::size_t last = links.size() - 1;
+    if (gradients.frozen.size() != last) {
+      gradients.frozen.clear();
+      for (std::size_t j = 0; j < last; ++j) gradients.frozen.push_back(zeros_like(links[j]));
+    }
+    for (std::size_t j = 0; j < last; ++j) links[j].add_backward(x, dy, cache.links[j], gradients.frozen[j], dx);
+    links[last].add_backward(x, dy, cache.links[last], gradients.last, dx);
+  }
+
+  /// Σⱼ Δ_bʲ as a matrix.
+  Matrix<S> delta(RankSlice rank) const {
+    require_ranks(rank, in_features(), max_rank(), "Chain::delta");
+    Matrix<S> sum = Matrix<S>::Zero(out_features(), in_features());
+    for (const Inner& link : links) sum += link.delta(rank.at_most(cut()).at_most(link.max_rank()));
+    return sum;
+  }
+
+  /// One pair that is all links at this rank: their A on top of each other and their B side by side, first link first. The scale is theirs
+  /// where those that have a component agree; else it is 1, and each is multiplied into its columns of B.
+  LowRankFactors<S> factors(Index rank) const {
+    require_in_range(rank, 0, max_rank(), "Chain::factors: rank");
+    std::vector<LowRankFactors<S>> parts;
+    Index total = 0;
+    bool agree = true;
+    for (const Inner& link : links) {
+      LowRankFactors<S> part = link.factors(std::min({rank, cut(), link.max_rank()}));
+      if (part.A.rows() == 0) continue;
+      total += part.A.rows();
+      agree = agree && (parts.empty() || part.scale == parts.front().scale);
+      parts.push_back(std::move(part));
+    }
+    LowRankFactors<S> whole{RowMatrix<S>(total, in_features()), Matrix<S>(out_features(), total),
+                            agree && total > 0 ? parts.front().scale : 1};
+    Index first = 0;
+    for (const LowRankFactors<S>& part : parts) {
+      whole.A.middleRows(first, part.A.rows()) = part.A;
+      whole.B.middleCols(first, part.A.rows()) = (agree ? S(1) : static_cast<S>(part.scale)) * part.B;
+      first += part.A.rows();
+    }
+    return whole;
+  }
+
+  /// Becomes a chain that is Δ of these factors: the links that this chain has at some rank, where their components add up to those of the
+  /// factors, so that what factors() gave comes back to its links; else one link with all of them. Throws as Inner::set_factors does, with
+  /// nothing changed.
+  void set_factors(LowRankFactors<S> factors) {
+    require_equal(factors.A.cols(), in_features(), "Chain::set_factors: columns of A (in_features)");
+    require_equal(factors.B.rows(), out_features(), "Chain::set_factors: rows of B (out_features)");
+    require_equal(factors.B.cols(), factors.A.rows(), "Chain::set_factors: columns of B (rank) against rows of A");
+    const std::vector<Index> ranks = link_ranks(factors.A.rows());
+    std::vector<Inner> changed(links.begin(), links.begin() + static_cast<std::ptrdiff_t>(ranks.size()));
+    Index first = 0;
+    for (std::size_t j = 0; j < ranks.size(); ++j) {
+      changed[j].set_factors({factors.A.middleRows(first, ranks[j]), factors.B.middleCols(first, ranks[j]), factors.scale});
+      first += ranks[j];
+    }
+    links = std::move(changed);
+  }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    Inner::zip_parameters(f, last(t)...);
+  }
+
+ private:
+  template <class T>
+  static auto& last(T& t) {
+    if constexpr (requires { t.links; }) {
+      return t.links.back();
+    } else {
+      return t.last;
+    }
+  }
+
+  /// The components that are left, where the last link was cut.
+  Index cut() const {
+    const Inner& trained = links.back();
+    return trained.components() < trained.max_rank() ? trained.components() : std::numeric_limits<Index>::max();
+  }
+
+  /// The components of each link at the rank where they are so many together; all in one link, if there is no such rank.
+  std::vector<Index> link_ranks(Index together) const {
+    for (Index rank = 0; rank <= components(); ++rank) {
+      std::vector<Index> ranks;
+      for (const Inner& link : links) ranks.push_back(std::min({rank, cut(), link.components()}));
+      if (std::reduce(ranks.begin(), ranks.end()) == together) return ranks;
+    }
+    return {together};
+  }
+};
+
+}  // namespace dylora
+
+#endif
