@@ -7,7 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import conv2d
+import dora
+import embedding
+import flow
 import gpt
+import multi
+import residual
 import tokenizer
 from reference import (ALPHA, Attention, GoldenFile, Linear, add_adapter, alpha_over_max_rank, alpha_over_rank, alpha_over_sqrt_rank, draw)
 
@@ -182,5 +188,11 @@ if __name__ == "__main__":
     attention()
     optimizers()
     losses()
+    dora.dora()
+    embedding.embedding()
+    conv2d.conv2d()
+    residual.residual()
+    multi.multi()
+    flow.flow()
     gpt.generate()
     tokenizer.generate()
