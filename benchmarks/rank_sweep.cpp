@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "rank_sweep/contender.hpp"
+#include "rank_sweep/methods.hpp"
 #include "rank_sweep/regression.hpp"
 #include "rank_sweep/report.hpp"
 #include "rank_sweep/store.hpp"
@@ -37,11 +38,12 @@ struct Options {
   Index width = 64, layers = 2, context = 64, max_rank = 8, windows = 16, steps = 1200, validation = 416;
   std::vector<double> rates{3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2};
   int seeds = 3, workers = 0, rounds = 25;
-  bool quick = false, fresh = false;
+  bool quick = false, methods = false, fresh = false;
 };
 
 void declare(CLI::App& app, Options& o) {
   app.add_flag("--quick", o.quick, "400 steps, two seeds, three rates and three ways of DyLoRA unless told otherwise: within 4 minutes");
+  app.add_flag("--methods", o.methods, "Compare all methods of finetune_text instead, at the trained parameters of a LoRA of --max-rank");
   app.add_option("--json", o.json, "Write a report to this file");
   app.add_option("--folder", o.folder, "Where finished runs, the CSV and the picture go; a run that was stopped goes on from there");
   app.add_flag("--fresh", o.fresh, "Forget the finished runs");
@@ -299,6 +301,11 @@ std::string prefix_of(const Options& o, const TextTask& task, const std::string&
   return key.str();
 }
 
+void write_json(const std::string& path, const json& report) {
+  std::ofstream out(path);
+  if (!(out << report.dump(2) << '\n') || !out.flush()) throw std::runtime_error("cannot write " + path);
+}
+
 int run(Options o, const CLI::App& app, const std::string& program) {
   const auto start = std::chrono::steady_clock::now();
   if (o.quick) {
@@ -320,10 +327,18 @@ int run(Options o, const CLI::App& app, const std::string& program) {
   const std::vector<std::string> paths = o.text.empty() ? text::default_text(DYLORA_OWN_TEXT) : o.text;
   const text::PretrainOptions pretrain{.config = {.context = o.context, .width = o.width, .layers = o.layers, .heads = heads},
                                        .steps = o.pretrain_steps};
-  const TextTask task(text::pretrained_base(o.base_folder, pretrain, text::read_corpus(o.pretrain, o.context)),
-                      text::read_corpus(paths, o.context), o.windows, o.validation);
+  const text::Corpus source = text::read_corpus(o.pretrain, o.context);
+  const TextTask task(text::pretrained_base(o.base_folder, pretrain, source), text::read_corpus(paths, o.context), o.windows, o.validation);
   Store store(folder / "runs.jsonl");
   const std::string prefix = prefix_of(o, task, program);
+
+  if (o.methods) {
+    const json report = MethodComparison(task, text::spread_batches(source.validation, o.validation, 16, o.context),
+                                         {o.max_rank, o.steps, o.rates, o.seeds, o.workers}, store, prefix)
+                            .run();
+    if (!o.json.empty()) write_json(o.json, report);
+    return 0;
+  }
 
   std::vector<Contender> searched;
   for (Index rank = 1; rank <= o.max_rank; ++rank) searched.push_back(lora(rank, o.steps));
@@ -489,8 +504,7 @@ int run(Options o, const CLI::App& app, const std::string& program) {
                         {"text", paths},
                         {"pretrain", o.pretrain}}},
                       {"seconds", seconds}};
-    std::ofstream out(o.json);
-    if (!(out << report.dump(2) << '\n') || !out.flush()) throw std::runtime_error("cannot write " + o.json);
+    write_json(o.json, report);
   }
   return 0;
 }

@@ -7,18 +7,18 @@
 #include <cstdio>
 #include <dylora/dylora.hpp>
 #include <dylora/io/atomic_file.hpp>
-#include <dylora/io/gguf_adapter.hpp>
-#include <dylora/io/peft.hpp>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "finetune/adapted_as.hpp"
 #include "finetune/memory.hpp"
+#include "finetune/methods.hpp"
+#include "finetune/methods/low_rank.hpp"
 #include "finetune/options.hpp"
 #include "finetune/task.hpp"
-#include "finetune/train.hpp"
 #include "gpt/gpt.hpp"
 #include "pretrained/gpt2.hpp"
 #include "pretrained/tokenizer.hpp"
@@ -32,71 +32,35 @@ namespace {
 using namespace dylora;
 using namespace finetune;
 
-template <class Model, class Vocabulary>
-void print_sample(const Model& model, const Vocabulary& vocabulary, const Options& o, RankSlice rank) {
+template <class Vocabulary>
+void print_sample(const AdaptedModel& model, const Vocabulary& vocabulary, const Options& o, RankSlice rank) {
   Rng rng(o.seed);
-  std::string sample =
-      vocabulary.decode(text::continue_text(model, vocabulary.encode(o.prompt), o.sample_length, o.temperature, rank, rng));
+  std::string sample = vocabulary.decode(model.continue_text(vocabulary.encode(o.prompt), o.sample_length, o.temperature, rank, rng));
   for (char& c : sample) {
     if ((static_cast<unsigned char>(c) < ' ' && c != '\n') || static_cast<unsigned char>(c) > '~') c = '?';
   }
   std::printf("\n--- rank %td: %s%s\n", rank.active, o.prompt.c_str(), sample.c_str());
 }
 
-/// Cuts the adapters to ranks of their own that have the parameters of --layer-budget for all together and lose least on training text, of
-/// which there is more than enough for a search. The model goes on serving every rank, each adapter with what it kept.
-template <class Model>
-nlohmann::json choose_layer_ranks(Model& model, const Options& o, const Task& task, typename Model::Cache& cache) {
-  const auto adapters = adapter_ranks(model);
-  const auto seen = text::spread_batches(task.training, 4 * o.validation, o.batch, o.context);
-  const RankSearch search = search_ranks(model, {.budget = total_cost(adapters, o.layer_budget, parameters_per_component)},
-                                         [&] { return text::mean_loss(model, seen, o.max_rank, cache); });
-  truncate_each(model, search.best.ranks);
-  nlohmann::json ranks;
-  for (std::size_t i = 0; i < adapters.size(); ++i) ranks[adapters[i].name] = search.best.ranks[i];
-  return ranks;
-}
-
-/// The adapter in the files of other programs, at --save-rank.
-template <class Model>
-void save(const Model& model, const Options& o) {
-  const Index rank = o.save_rank > 0 ? o.save_rank : model.max_rank();
-  const auto report = [&](const std::vector<AdapterScale>& saved, const std::string& where) {
-    std::printf("\nsaved in %s:\n", where.c_str());
-    for (const AdapterScale& module : saved) {
-      if (module.rank > 0) std::printf("  %-36s rank %3td  scale %g\n", module.name.c_str(), module.rank, module.scale);
-    }
-  };
-  if (!o.save.empty()) {
-    const bool gpt2 = !o.base.empty();
-    report(save_peft(
-               o.save, model, rank,
-               {.prefix = "transformer", .fan_in_fan_out = gpt2, .base_model_name_or_path = o.base, .task_type = gpt2 ? "CAUSAL_LM" : ""}),
-           o.save);
-  }
-  if (!o.save_gguf.empty()) report(save_gguf(o.save_gguf, model, rank, {.architecture = "gpt2", .name = gguf_gpt2_name}), o.save_gguf);
-}
-
 std::vector<std::string> text_paths(const Options& o) { return o.text.empty() ? text::default_text(DYLORA_OWN_TEXT) : o.text; }
 
 /// The work, for a model of either kind.
-template <class Model, class Vocabulary>
-int adapt(Model& model, const Vocabulary& vocabulary, const Task& task, Index base_parameters, const Options& o, const CLI::App& app) {
-  const Plan plan = make_plan(o);
+template <class Vocabulary>
+int adapt(AdaptedModel& model, const Vocabulary& vocabulary, const Task& task, Index base_parameters, const Options& o,
+          const CLI::App& app) {
   const auto validation = text::spread_batches(task.validation, o.validation, o.batch, o.context);
-  typename Model::Cache cache;
-  const double base_loss = text::mean_loss(model, validation, RankSlice::none(), cache);
-  const Index trained = parameter_count(model), parameters = base_parameters + trained;
+  const double base_loss = model.loss(validation, RankSlice::none());
+  const Index trained = model.trained_parameters(), parameters = base_parameters + trained;
   std::printf("%td parameters, of which %td are trained; validation loss of the base %.4f\n", parameters, trained, base_loss);
 
   nlohmann::json report = used_options(app);
-  const Training training = train(model, o, report, plan, task, cache);
+  const Training training = model.train(o, report, task);
 
-  if (!training.stopped.empty() && !std::isfinite(text::mean_loss(model, validation, o.max_rank, cache))) {
+  if (!training.stopped.empty() && !std::isfinite(model.loss(validation, o.max_rank))) {
     std::fprintf(stderr, "finetune_text: the loss at --max-rank is no number; nothing to evaluate\n");
     return 3;
   }
-  const RankCurve curve = text::rank_curve(model, validation, o.max_rank, cache);
+  const RankCurve curve = model.rank_curve(validation, o.max_rank);
   std::printf("\n rank   validation loss   bits per byte   over the best\n");
   nlohmann::json ranks = nlohmann::json::array();
   for (Index rank = 0; rank <= o.max_rank; ++rank) {
@@ -118,15 +82,15 @@ int adapt(Model& model, const Vocabulary& vocabulary, const Task& task, Index ba
   nlohmann::json layer_ranks;
   if (o.layer_budget > 0) {
     const double uniform = curve.loss(o.layer_budget).mean;
-    layer_ranks = choose_layer_ranks(model, o, task, cache);
-    const double chosen = text::mean_loss(model, validation, o.max_rank, cache);
+    layer_ranks = model.choose_layer_ranks(o, text::spread_batches(task.training, 4 * o.validation, o.batch, o.context));
+    const double chosen = model.loss(validation, o.max_rank);
     std::printf("\na rank for each layer, at the parameters of rank %td for all: validation loss %.4f, uniform %.4f\n", o.layer_budget,
                 chosen, uniform);
     for (const auto& [name, rank] : layer_ranks.items()) std::printf("  %-18s %td\n", name.c_str(), rank.template get<Index>());
     layer_ranks = {{"ranks", layer_ranks}, {"loss", chosen}, {"uniform_loss", uniform}};
   }
 
-  save(model, o);
+  model.save(o);
   if (!o.json.empty()) {
     report.update({{"base_loss", base_loss},
                    {"ranks", ranks},
@@ -169,6 +133,10 @@ void check(const Options& o) {
   if (!o.save_gguf.empty()) AtomicFile(std::filesystem::path(o.save_gguf));
   make_plan(o);
   make_targets(o);
+  const std::vector<std::string> of_pretrained{"dylora", "lora", "rslora", "lora+"};
+  if (!o.base.empty() && std::find(of_pretrained.begin(), of_pretrained.end(), o.method) == of_pretrained.end()) {
+    throw std::invalid_argument("--method: with --base expected dylora, lora, rslora or lora+, got " + o.method);
+  }
 }
 
 void check_max_rank(const Options& o, Index width) {
@@ -177,8 +145,6 @@ void check_max_rank(const Options& o, Index width) {
                                 std::to_string(o.max_rank));
   }
 }
-
-LowRankOptions adapter_options(const Options& o) { return {.max_rank = o.max_rank, .alpha = o.alpha, .scale = scale_rules.at(o.scale)}; }
 
 /// A GPT-2 from the files in --base.
 int run_pretrained(const Options& o, const CLI::App& app) {
@@ -194,16 +160,16 @@ int run_pretrained(const Options& o, const CLI::App& app) {
                              " tokens of config.json, got " + std::to_string(tokenizer.size()));
   }
   Rng rng(o.seed);
-  auto model = base.adapted(adapter_options(o), make_targets(o), rng);
+  const AnyModel model = adapted_as(base.adapted(adapter_options(o), make_targets(o), rng), LowRankMethod{});
   print(
-      memory_needed(model, static_cast<double>(base.files().bytes() + base.converted_bytes()), o.batch * o.context, !o.checkpoint.empty()),
+      model->memory_needed(static_cast<double>(base.files().bytes() + base.converted_bytes()), o.batch * o.context, !o.checkpoint.empty()),
       base.converted_bytes() > 0 ? "converted to float, or mapped from their files" : "mapped from their files");
   const text::Corpus corpus = text::read_corpus(text_paths(o), o.context);
   Task task = make_task(corpus, tokenizer, o.context);
   std::printf("text to adapt to: %zu files, %zu bytes, %zu tokens\n", corpus.files, corpus.bytes(),
               task.training.size() + task.validation.size());
   task.identity += " of " + base.identity();
-  return adapt(model, tokenizer, task, base.parameters(), o, app);
+  return adapt(*model, tokenizer, task, base.parameters(), o, app);
 }
 
 /// The small model that is pretrained first.
@@ -221,16 +187,16 @@ int run_own(const Options& o, const CLI::App& app) {
       .lr = o.pretrain_lr,
       .seed = o.seed};
   const text::BaseModel base = text::pretrained_base(o.base_folder, pretrain, source);
-  Rng rng(o.seed);
-  auto model = gpt::adapted(base, adapter_options(o), rng, make_targets(o));
-  print(memory_needed(model, sizeof(float) * static_cast<double>(2 * parameter_count(base)), o.batch * o.context, !o.checkpoint.empty()),
+  const AnyModel model = adapt_base(base, o);
+  print(model->memory_needed(sizeof(float) * static_cast<double>(2 * parameter_count(base)), o.batch * o.context, !o.checkpoint.empty()),
         "a copy adapted");
   Task task = make_task(target, Bytes{}, o.context);
   task.identity += " of " + text::base_key(pretrain, source);
-  return adapt(model, Bytes{}, task, parameter_count(base), o, app);
+  return adapt(*model, Bytes{}, task, parameter_count(base), o, app);
 }
 
-int run(const Options& o, const CLI::App& app) {
+int run(const Options& given, const CLI::App& app) {
+  const Options o = for_method(given, app.count("--sampler") > 0, app.count("--scale") > 0);
   check(o);
   text::use_threads(o.threads);
   return o.base.empty() ? run_own(o, app) : run_pretrained(o, app);

@@ -24,7 +24,15 @@ inline const std::map<std::string, ScaleRule> scale_rules{
     {"rank", alpha_over_rank}, {"sqrt-rank", alpha_over_sqrt_rank}, {"max-rank", alpha_over_max_rank}};
 inline const std::map<std::string, Decay> decays{{"constant", Decay::constant}, {"linear", Decay::linear}, {"cosine", Decay::cosine}};
 
+/// What --method may say.
+const std::vector<std::string>& method_names();
+
 struct Options {
+  std::string method = "dylora";
+  double lr_ratio = 4;
+  Index modules = 3, bases = 0, links = 2, interval = 0;
+  bool quiet = false;  // says nothing while it trains
+
   std::vector<std::string> text, pretrain{DYLORA_EIGEN_INCLUDE_DIR};
   std::string base_folder = DYLORA_BUILD_DIR, json;
   std::string base, save, save_gguf, checkpoint;
@@ -60,6 +68,14 @@ inline void declare(CLI::App& app, Options& o) {
       "--base", o.base,
       "Adapt the GPT-2 in this folder: config.json, model.safetensors (or its shards and their index), vocab.json, merges.txt. Without it, "
       "a small model is pretrained first");
+  app.add_option("--method", o.method, "How it is adapted")->check(CLI::IsMember(method_names()));
+  app.add_option("--lr-ratio", o.lr_ratio, "lora+: the learning rate of B over that of A")->check(CLI::PositiveNumber);
+  app.add_option("--modules", o.modules, "multilora: pairs of factors side by side")->check(CLI::PositiveNumber);
+  app.add_option("--bases", o.bases, "nola: random bases of each factor; 0 for as many as a rank of --max-rank has parameters")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--links", o.links, "chain: links, each trained for its share of the steps")->check(CLI::PositiveNumber);
+  app.add_option("--interval", o.interval, "periodic: steps between two merges; 0 for a quarter of the steps")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--text", o.text, "Files or folders to adapt to (default: the licence texts of this system)");
   app.add_option("--pretrain", o.pretrain, "Files or folders to pretrain the base on (default: Eigen's headers)")->excludes(base);
   app.add_option("--base-folder", o.base_folder, "Where the pretrained base is kept")->excludes(base);

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <utility>
 
+#include "finetune/adapted_model.hpp"
 #include "finetune/options.hpp"
 #include "finetune/task.hpp"
 #include "text/corpus.hpp"
@@ -21,11 +22,6 @@
 #include "text/training.hpp"
 
 namespace finetune {
-
-struct Training {
-  double seconds = 0, tokens_per_second = 0;
-  std::string stopped;  // why it ended early, if it did
-};
 
 /// Whether the trained adapter depends on an option, so that a run may only be resumed with the same.
 inline bool matters_to_training(std::string_view option) {
@@ -44,19 +40,53 @@ inline nlohmann::json comparable(const nlohmann::json& value) {
   return static_cast<std::int64_t>(value.get<double>());
 }
 
-/// Trains the adapters of `model`. With --checkpoint the state is kept every so many steps, and after the last; with --resume the run goes on
-/// from there, bit for bit as if it had not been stopped.
-template <class Model>
-Training train(Model& model, const Options& o, const nlohmann::json& used_options, const Plan& plan, const Task& task,
+/// What a method does besides training its parameters: nothing, unless it says otherwise by a member of the same name.
+struct PlainMethod {
+  static constexpr bool resumable = true;  ///< whether the parameters, the optimiser and the generators are all of its state
+
+  /// Before the first step: what it needs from the text.
+  template <class Model>
+  void prepare(Model& /*model*/, const Options& /*options*/, const Task& /*task*/) {}
+
+  ParameterGroups groups(const Options& /*options*/) const { return {}; }
+
+  /// The stages of the run; the learning rate, the optimiser and whatever begin_stage does begin anew with each.
+  Knots stages(const Options& options) const { return Knots::equal(1, options.steps); }
+  template <class Model>
+  void begin_stage(Model& /*model*/, Rng& /*rng*/) {}
+
+  /// With the gradients of a step, before they are used.
+  template <class Model>
+  void see_gradients(Model& /*model*/, typename Model::Gradients& /*gradients*/) {}
+
+  template <class Model>
+  void after_step(Index /*step*/, Model& /*model*/, const typename Model::Cache& /*cache*/) {}
+
+  template <class Model>
+  void finish(Model& /*model*/) {}
+};
+
+/// Trains the parameters of `model` by a method. With --checkpoint the state is kept every so many steps, and after the last; with --resume
+/// the run goes on from there, bit for bit as if it had not been stopped.
+template <class Model, class Method>
+Training train(Model& model, Method& method, const Options& o, const nlohmann::json& used_options, const Task& task,
                typename Model::Cache& cache) {
-  Rng data_rng(o.seed + 1), rank_rng(o.seed + 2);
+  Rng data_rng(o.seed + 1), rank_rng(o.seed + 2), stage_rng(o.seed + 3);
+  method.prepare(model, o, task);
+  const Plan plan = make_plan(o);
+  const Knots stages = method.stages(o);
   auto gradients = zeros_like(model), current = gradients, good = gradients;  // good: the last parameters seen to give a finite loss
   save_parameters(model, good);
-  AdamW optimizer(model, {.beta2 = 0.99,
-                          .weight_decay = o.weight_decay,
-                          .max_norm = o.max_norm,
-                          .update = o.update == "dense" ? Update::dense : Update::active_only});
-  const Schedule schedule(decays.at(o.decay), {.peak = o.lr, .steps = o.steps, .warmup_steps = std::min(o.warmup, o.steps)});
+  const auto fresh_optimizer = [&] {
+    return AdamW(model, {.beta2 = 0.99,
+                         .weight_decay = o.weight_decay,
+                         .max_norm = o.max_norm,
+                         .update = o.update == "dense" ? Update::dense : Update::active_only,
+                         .groups = method.groups(o)});
+  };
+  auto optimizer = fresh_optimizer();
+  const Index stage_steps = (o.steps + stages.index(o.steps - 1)) / (stages.index(o.steps - 1) + 1);
+  const Schedule schedule(decays.at(o.decay), {.peak = o.lr, .steps = stage_steps, .warmup_steps = std::min(o.warmup, stage_steps)});
 
   const auto state = [&](auto& archive) {
     archive.parameters("model", model);
@@ -75,6 +105,7 @@ Training train(Model& model, const Options& o, const nlohmann::json& used_option
   std::optional<Checkpoints> checkpoints;
   Index first = 0;
   if (!o.checkpoint.empty()) {
+    if (!Method::resumable) throw std::invalid_argument("--checkpoint: expected a --method whose state is its parameters, got " + o.method);
     checkpoints.emplace(o.checkpoint);
     if (!o.resume && !checkpoints->empty()) {
       throw std::runtime_error(o.checkpoint +
@@ -87,15 +118,20 @@ Training train(Model& model, const Options& o, const nlohmann::json& used_option
     }
   }
 
-  text::Progress progress("adapting", o.steps, o.accumulation * o.batch * o.context, first);
+  text::Progress progress(o.quiet ? "" : "adapting", o.steps, o.accumulation * o.batch * o.context, first);
   text::Batch batch;
   Index step = first;
   Training result;
   try {
     for (; step < o.steps; ++step) {
+      if (step > 0 && stages.local_step(step) == 0) {
+        method.begin_stage(model, stage_rng);
+        optimizer = fresh_optimizer();
+        save_parameters(model, good);
+      }
       Index shown = 0;
       save_parameters(model, current);
-      optimizer.set_learning_rate(schedule(step));
+      optimizer.set_learning_rate(schedule(stages.local_step(step)));
       const double loss = train_step(model, optimizer, gradients, [&] {
         double sum = 0;
         for (Index i = 0; i < o.accumulation; ++i) {
@@ -105,13 +141,16 @@ Training train(Model& model, const Options& o, const nlohmann::json& used_option
           for (RankGroup& group : groups) group.weight /= static_cast<double>(o.accumulation);
           sum += text::loss_and_gradients(model, batch, groups, cache, gradients);
         }
+        method.see_gradients(model, gradients);
         return sum / static_cast<double>(o.accumulation);
       });
+      method.after_step(step, model, cache);
       std::swap(current, good);
       progress.update(step, loss, shown);
       const Index done = step + 1;
       if (checkpoints && (done % o.checkpoint_every == 0 || done == o.steps)) checkpoints->save(done, state);
     }
+    method.finish(model);
   } catch (const NonFiniteError& error) {
     result.stopped = error.what();
     restore_parameters(model, good);

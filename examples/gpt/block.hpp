@@ -2,6 +2,7 @@
 #define DYLORA_EXAMPLES_GPT_BLOCK_HPP
 
 #include <dylora/dylora.hpp>
+#include <dylora/layers/residual_link.hpp>
 
 #include "gpt/gelu.hpp"
 #include "gpt/layer_norm.hpp"
@@ -103,6 +104,52 @@ struct Block {
     if constexpr (trains_base<Linear>) norm.add_gradients(dy, cache, gradients);
   }
 };
+
+/// Calls f(part) for what belongs to each projection in the cache or the gradients of a block.
+template <class Parts, class F>
+void for_each_projection(Parts& parts, F&& f) {
+  f(parts.attention.q);
+  f(parts.attention.k);
+  f(parts.attention.v);
+  f(parts.attention.o);
+  f(parts.fc);
+  f(parts.proj);
+}
+
+/// The type of a model's blocks: this one, unless a kind of projection needs another.
+template <std::floating_point S, class Linear, class Attention>
+struct BlockOf {
+  using Type = Block<S, Linear, Attention>;
+};
+
+namespace detail {
+
+/// Calls f(member) for each kind of projection, where member(part) is it in a block or in what belongs to one.
+template <class Parts, class F>
+void for_each_kind(const Parts& parts, F&& f) {
+  f([](auto& part) -> auto& { return part.fc; });
+  f([](auto& part) -> auto& { return part.proj; });
+  if constexpr (requires { parts.front().attention.q; }) {
+    f([](auto& part) -> auto& { return part.attention.q; });
+    f([](auto& part) -> auto& { return part.attention.k; });
+    f([](auto& part) -> auto& { return part.attention.v; });
+    f([](auto& part) -> auto& { return part.attention.o; });
+  }
+}
+
+}  // namespace detail
+
+/// Where projections reach back to the same ones of earlier blocks (ResLoRA): says to their caches, before a forward, where these are.
+template <class Blocks, class Caches>
+void link_projections(const Blocks& blocks, Caches& caches) {
+  detail::for_each_kind(blocks, [&](auto member) { dylora::link(blocks, caches, member); });
+}
+
+/// The same for their gradients, before a backward.
+template <class Gradients>
+void link_projections(Gradients& gradients) {
+  detail::for_each_kind(gradients, [&](auto member) { dylora::link(gradients, member); });
+}
 
 }  // namespace gpt
 

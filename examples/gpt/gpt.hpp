@@ -10,6 +10,7 @@
 
 #include "gpt/block.hpp"
 #include "gpt/dense_linear.hpp"
+#include "gpt/embedding_parts.hpp"
 
 namespace gpt {
 
@@ -27,15 +28,18 @@ struct Config {
 ///
 /// `Linear` is the type of its projections: dylora::Linear<S> to adapt a pretrained model (everything else stays frozen), DenseLinear<S> to
 /// pretrain one (everything learns). `Attention` may be a dylora::MergedAttention, and `Embedding` a map of memory that lives elsewhere, where
-/// a pretrained model has them so. Const both ways; activations are in the caller's Cache.
+/// a pretrained model has them so, or a dylora::Embedding, whose adapter the head then leaves out. Const both ways; activations are in the
+/// caller's Cache.
 template <std::floating_point S, dylora::Projection Linear = dylora::Linear<S>, class Attention = dylora::Attention<S, Linear>,
           class Embedding = dylora::Matrix<S>>
 struct Gpt {
   using Scalar = S;
-  using Block = gpt::Block<S, Linear, Attention>;
+  using Block = typename BlockOf<S, Linear, Attention>::Type;
+  using Table = typename EmbeddingParts<Embedding>::Table;
 
   struct Gradients {
-    dylora::Matrix<S> token_embedding, position_embedding, head;
+    typename EmbeddingParts<Embedding>::Gradients token_embedding;
+    dylora::Matrix<S> position_embedding, head;
     std::vector<typename Block::Gradients> blocks;
     typename LayerNorm<S>::Gradients final_norm;
     dylora::Buffer<S> dx, d_normed;
@@ -45,6 +49,7 @@ struct Gpt {
   struct Cache {
     std::vector<Index> tokens;
     dylora::Sequences sequences;
+    typename EmbeddingParts<Embedding>::Cache token_embedding;
     std::vector<typename Block::Cache> blocks;
     typename LayerNorm<S>::Cache final_norm;
     dylora::Buffer<S> x, normed;
@@ -53,15 +58,20 @@ struct Gpt {
   };
 
   Config config;
-  Embedding token_embedding;     // width × vocabulary
-  Embedding position_embedding;  // width × context
+  Embedding token_embedding;  // width × vocabulary
+  Table position_embedding;   // width × context
   std::vector<Block> blocks;
   LayerNorm<S> final_norm;
-  Embedding head;  // width × vocabulary, no elements if tied
+  Table head;  // width × vocabulary, no elements if tied
+
+  static constexpr bool extends = requires(const Block& block, dylora::Matrix<S>& x, dylora::KeyValueCache<S>& past) {
+    block.extend(x, dylora::RankSlice::none(), past);
+  } && !requires(typename Linear::ProjectionCache cache) { cache.owner; };
 
   /// The largest rank that forward accepts; 0 if no projection has an adapter.
   Index max_rank() const {
     Index largest = 0;
+    if constexpr (adapts_embedding<Embedding>) largest = token_embedding.max_rank();
     for (const auto& block : blocks) {
       largest = std::max({largest, block.attention.max_rank(), block.fc.max_rank(), block.proj.max_rank()});
     }
@@ -75,11 +85,10 @@ struct Gpt {
     cache.tokens.assign(tokens.begin(), tokens.end());
     cache.sequences = sequences;
     auto x = cache.x.resize(config.width, sequences.tokens());
-    for (Index s = 0; s < sequences.count(); ++s) {
-      embed(tokens.subspan(static_cast<std::size_t>(sequences.begin(s)), static_cast<std::size_t>(sequences.length(s))), 0,
-            x.middleCols(sequences.begin(s), sequences.length(s)));
-    }
+    embed(tokens, ranks, cache.token_embedding, x);
+    for (Index s = 0; s < sequences.count(); ++s) add_positions(0, x.middleCols(sequences.begin(s), sequences.length(s)));
     cache.blocks.resize(blocks.size());
+    link_projections(blocks, cache.blocks);
     for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i].forward(x, sequences, ranks, cache.blocks[i], cache.workspace);
     auto normed = cache.normed.resize(config.width, sequences.tokens());
     final_norm.forward(x, cache.final_norm, normed);
@@ -94,7 +103,9 @@ struct Gpt {
     dylora::set_product(d_normed, output_embedding(), d_logits);
     dx.setZero();
     final_norm.add_backward(d_normed, cache.final_norm, dx);
+    link_projections(gradients.blocks);
     for (std::size_t i = blocks.size(); i-- > 0;) blocks[i].backward(dx, cache.blocks[i], gradients.blocks[i], gradients.workspace);
+    if constexpr (adapts_embedding<Embedding>) token_embedding.backward(dx, cache.token_embedding, gradients.token_embedding);
     if constexpr (trains_base<Linear>) {
       final_norm.add_gradients(d_normed, cache.final_norm, gradients.final_norm);
       dylora::add_product(config.tied ? gradients.token_embedding : gradients.head, cache.normed.view(), d_logits.transpose());
@@ -108,11 +119,16 @@ struct Gpt {
     }
   }
 
-  /// Generation: logits (vocabulary × n) for the next n tokens of one sequence, whose past keys and values are kept one cache per block.
-  dylora::Matrix<S> extend(std::span<const Index> tokens, dylora::RankSlice rank, std::vector<dylora::KeyValueCache<S>>& past) const {
+  /// Generation: logits (vocabulary × n) for the next n tokens of one sequence, whose past keys and values are kept one cache per block. Not
+  /// for blocks or projections that look further back than at these.
+  dylora::Matrix<S> extend(std::span<const Index> tokens, dylora::RankSlice rank, std::vector<dylora::KeyValueCache<S>>& past) const
+    requires extends
+  {
     past.resize(blocks.size());
     dylora::Matrix<S> x(config.width, static_cast<Index>(tokens.size()));
-    embed(tokens, past.empty() ? 0 : past.front().length(), x);
+    typename EmbeddingParts<Embedding>::Cache unused;
+    embed(tokens, rank, unused, x);
+    add_positions(past.empty() ? 0 : past.front().length(), x);
     for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i].extend(x, rank, past[i]);
     typename LayerNorm<S>::Cache scratch;
     dylora::Matrix<S> normed(x.rows(), x.cols()), logits(config.vocabulary, x.cols());
@@ -148,6 +164,7 @@ struct Gpt {
       f(dylora::Parameter{"wte.weight"}, t.token_embedding...);
       f(dylora::Parameter{"wpe.weight"}, t.position_embedding...);
     }
+    if constexpr (adapts_embedding<Embedding>) Embedding::zip_parameters(dylora::scoped("wte", f), t.token_embedding...);
     dylora::zip_elements<Block>("h", f, t.blocks...);
     if constexpr (trains_base<Linear>) {
       LayerNorm<S>::zip_parameters(dylora::scoped("ln_f", f), t.final_norm...);
@@ -156,19 +173,33 @@ struct Gpt {
   }
 
  private:
-  const Embedding& output_embedding() const { return config.tied ? token_embedding : head; }
+  const Table& output_embedding() const {
+    if (!config.tied) return head;
+    if constexpr (adapts_embedding<Embedding>) {
+      return token_embedding.base;
+    } else {
+      return token_embedding;
+    }
+  }
 
-  void embed(std::span<const Index> tokens, Index position, dylora::MatrixRef<S> x) const {
-    const auto n = static_cast<Index>(tokens.size());
-    if (position + n > config.context) {
+  void embed(std::span<const Index> tokens, const dylora::BatchRanks& ranks, typename EmbeddingParts<Embedding>::Cache& cache,
+             dylora::MatrixRef<S> x) const {
+    for (std::size_t i = 0; i < tokens.size(); ++i)
+      dylora::require_in_range(tokens[i], 0, config.vocabulary - 1, "Gpt: token " + std::to_string(i));
+    if constexpr (adapts_embedding<Embedding>) {
+      token_embedding.forward(tokens, ranks.at_most(token_embedding.max_rank()), cache, x);
+    } else {
+      for (std::size_t i = 0; i < tokens.size(); ++i) x.col(static_cast<Index>(i)) = token_embedding.col(tokens[i]);
+    }
+  }
+
+  /// x are the next tokens of one sequence that has `position` of them already.
+  void add_positions(Index position, dylora::MatrixRef<S> x) const {
+    if (position + x.cols() > config.context) {
       throw dylora::ShapeError("Gpt: length of the sequence: expected at most the context of " + std::to_string(config.context) +
-                               " tokens, got " + std::to_string(position + n));
+                               " tokens, got " + std::to_string(position + x.cols()));
     }
-    for (Index i = 0; i < n; ++i) {
-      const Index token = tokens[static_cast<std::size_t>(i)];
-      dylora::require_in_range(token, 0, config.vocabulary - 1, "Gpt: token " + std::to_string(i));
-      x.col(i) = token_embedding.col(token) + position_embedding.col(position + i);
-    }
+    x += position_embedding.middleCols(position, x.cols());
   }
 };
 
@@ -199,32 +230,58 @@ Gpt<S, DenseLinear<S>> random_gpt(const Config& config, dylora::Rng& rng) {
   return model;
 }
 
+/// A projection's place in a model.
+struct Place {
+  enum Kind { q, k, v, o, fc, proj };
+  Index block;
+  Kind kind;
+};
+
 /// Which projections carry an adapter.
 struct Targets {
   bool q = true, k = true, v = true, o = true, mlp = true;
+
+  bool has(Place::Kind kind) const {
+    switch (kind) {
+      case Place::q: return q;
+      case Place::k: return k;
+      case Place::v: return v;
+      case Place::o: return o;
+      default: return mlp;
+    }
+  }
 };
+
+/// The pretrained model with each projection as make(its weight, its place) gives it, in the order of the traversal.
+template <class Linear, std::floating_point S, class Make>
+Gpt<S, Linear> with_projections(const Gpt<S, DenseLinear<S>>& base, Make&& make) {
+  Gpt<S, Linear> model{base.config, base.token_embedding, base.position_embedding, {}, base.final_norm, base.head};
+  for (std::size_t i = 0; i < base.blocks.size(); ++i) {
+    const auto& block = base.blocks[i];
+    const auto& attention = block.attention;
+    const auto linear = [&](const DenseLinear<S>& from, Place::Kind kind) -> Linear {
+      return make(dylora::DenseWeight<S>(from.W, from.bias), Place{static_cast<Index>(i), kind});
+    };
+    auto q = linear(attention.q, Place::q), k = linear(attention.k, Place::k), v = linear(attention.v, Place::v);
+    auto o = linear(attention.o, Place::o);
+    auto fc = linear(block.fc, Place::fc), proj = linear(block.proj, Place::proj);
+    model.blocks.push_back(Block<S, Linear>{block.attention_norm,
+                                            block.mlp_norm,
+                                            {std::move(q), std::move(k), std::move(v), std::move(o), attention.options},
+                                            std::move(fc),
+                                            std::move(proj)});
+  }
+  return model;
+}
 
 /// The pretrained model with fresh adapters on its projections: the same function until they are trained.
 template <std::floating_point S>
 Gpt<S> adapted(const Gpt<S, DenseLinear<S>>& base, dylora::LowRankOptions options, dylora::Rng& rng, Targets targets = {}) {
-  const auto linear = [&](const DenseLinear<S>& from, bool adapt) {
+  return with_projections<dylora::Linear<S>>(base, [&](dylora::DenseWeight<S> weight, Place place) {
     dylora::LowRankOptions chosen = options;
-    if (!adapt) chosen.max_rank = 0;
-    return dylora::Linear<S>({from.W, from.bias}, chosen, rng);
-  };
-  Gpt<S> model{base.config, base.token_embedding, base.position_embedding, {}, base.final_norm, base.head};
-  for (const auto& block : base.blocks) {
-    const auto& attention = block.attention;
-    auto q = linear(attention.q, targets.q), k = linear(attention.k, targets.k), v = linear(attention.v, targets.v);
-    auto o = linear(attention.o, targets.o);
-    auto fc = linear(block.fc, targets.mlp), proj = linear(block.proj, targets.mlp);
-    model.blocks.push_back({block.attention_norm,
-                            block.mlp_norm,
-                            {std::move(q), std::move(k), std::move(v), std::move(o), attention.options},
-                            std::move(fc),
-                            std::move(proj)});
-  }
-  return model;
+    if (!targets.has(place.kind)) chosen.max_rank = 0;
+    return dylora::Linear<S>(std::move(weight), chosen, rng);
+  });
 }
 
 }  // namespace gpt

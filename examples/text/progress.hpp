@@ -13,12 +13,13 @@ namespace text {
 /// What a training run says while it works: one line that is redrawn on a terminal, about ten plain lines elsewhere.
 class Progress {
  public:
-  /// `first` is the step that a resumed run begins with.
+  /// Without a name it only counts. `first` is the step that a resumed run begins with.
   Progress(std::string name, dylora::Index steps, dylora::Index tokens_per_step, dylora::Index first = 0)
       : name_(std::move(name)), steps_(steps), tokens_per_step_(tokens_per_step), first_(first), terminal_(output_is_terminal()) {}
 
   /// After step `step`; `rank` 0 says nothing about ranks.
   void update(dylora::Index step, double loss, dylora::Index rank) {
+    if (name_.empty()) return;
     smoothed_ = step == first_ ? loss : 0.95 * smoothed_ + 0.05 * loss;
     const double now = seconds();
     const bool last = step + 1 == steps_;

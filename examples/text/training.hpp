@@ -74,6 +74,25 @@ dylora::RankCurve rank_curve(const Model& model, const std::vector<Batch>& batch
   return dylora::evaluate_ranks(0, highest, static_cast<Index>(batches.size()), loss, tokens);
 }
 
+namespace detail {
+
+/// The logits after the last of `seen`, whose first `read` tokens are in `past`; where a model cannot go on from its past, all is read again.
+template <class Model>
+auto next_logits(const Model& model, const std::vector<Index>& seen, std::size_t read, dylora::RankSlice rank,
+                 std::vector<dylora::KeyValueCache<typename Model::Scalar>>& past) {
+  using S = typename Model::Scalar;
+  if constexpr (Model::extends) {
+    const dylora::Matrix<S> logits = model.extend(std::span<const Index>(seen).subspan(read), rank, past);
+    return dylora::Vector<S>(logits.col(logits.cols() - 1));
+  } else {
+    typename Model::Cache cache;
+    model.forward(seen, dylora::Sequences({static_cast<Index>(seen.size())}), rank, cache);
+    return dylora::Vector<S>(cache.logits.view().col(static_cast<Index>(seen.size()) - 1));
+  }
+}
+
+}  // namespace detail
+
 /// `length` tokens that continue those of `prompt` (at least one), drawn at `temperature` from the model at `rank`, one at a time over a
 /// key/value cache. When the context is full, generation goes on from its second half.
 template <class Model>
@@ -88,9 +107,8 @@ std::vector<Index> continue_text(const Model& model, const std::vector<Index>& p
       past.clear();
       read = 0;
     }
-    const auto logits = model.extend(std::span<const Index>(seen).subspan(read), rank, past);
+    const Eigen::ArrayXd last = detail::next_logits(model, seen, read, rank, past).template cast<double>().array();
     read = seen.size();
-    const auto last = logits.col(logits.cols() - 1).template cast<double>().array();
     const Eigen::ArrayXd weights = ((last - last.maxCoeff()) / temperature).exp();
     double drawn = rng.uniform() * weights.sum();
     Index token = 0;
