@@ -100,6 +100,7 @@ inline Contents read_safetensors(const dylora::MappedFile& file, dylora::ScaleRu
     const std::string subject = file.name() + ": module " + in_quotes(module) + ": ";
     const auto fail = [&](const std::string& what) { throw FormatError(subject + what); };
     if (pair.A == nullptr || pair.B == nullptr) fail("expected a lora_A and a lora_B, got one of them");
+    if (pair.magnitude != nullptr) fail("expected the factors of a plain LoRA, got a magnitude of DoRA, which is not supported");
     if (pair.A->shape[0] != pair.B->shape[1]) {
       fail("expected factors of one rank, got A as " + describe_shape(pair.A->shape) + " and B as " + describe_shape(pair.B->shape));
     }

@@ -31,7 +31,10 @@ NolaOptions options_of(As<NolaBases<S>>, Index /*out*/, Index max_rank) {
   return {.max_rank = 3, .bases = max_rank, .alpha = law_alpha};
 }
 
-using AdaptersUnderTest = InFloatAndDouble<NestedRanks>;
+template <class S>
+inline constexpr bool couples_components<NolaBases<S>> = true;  // each coefficient of a factor sees all of the other factor
+
+using AdaptersUnderTest = InFloatAndDouble<NestedRanks, NestedBases>;
 
 }  // namespace dylora::test
 

@@ -279,7 +279,8 @@ TEMPLATE_LIST_TEST_CASE("a component reaches no sample of an adapter's batch who
         CHECK(same_bits(Matrix<S>(result.y.middleCols(begin, n)), Matrix<S>(clean.y.middleCols(begin, n))));
         CHECK(same_bits(Matrix<S>(result.dx.middleCols(begin, n)), Matrix<S>(clean.dx.middleCols(begin, n))));
       });
-      CHECK(same_bits(component_values<A>(result.gradients, 0, spoilt), component_values<A>(clean.gradients, 0, spoilt)));
+      if constexpr (!couples_components<A>)
+        CHECK(same_bits(component_values<A>(result.gradients, 0, spoilt), component_values<A>(clean.gradients, 0, spoilt)));
     }
   });
 }

@@ -56,6 +56,10 @@ A make_adapter(Index in, Index out, Index max_rank, std::uint64_t seed) {
   }
 }
 
+/// Whether the gradient of one component of an adapter depends on the others that are active with it.
+template <class A>
+inline constexpr bool couples_components = false;
+
 // Weights.
 
 template <class W>

@@ -8,7 +8,7 @@ namespace finetune {
 namespace {
 
 struct Gains : PlainMethod {
-  ParameterGroups groups(const Options&) const { return without_decay({"lora_gain"}); }
+  ParameterGroups groups(const Options&) const { return without_decay({"multilora_gain"}); }
 };
 
 }  // namespace
