@@ -16,7 +16,7 @@ namespace dylora {
 ///
 ///     layer.forward(x, 4)                  rank 4, nested: components 0..3 learn
 ///     layer.forward(x, {4, 3})             rank 4, frozen mode: only component 3 learns
-///     layer.forward(x, {4, 4})             rank 4, nothing learns, but gradient passes through
+///     layer.forward(x, {4, 4})             rank 4, no component learns, but gradient passes through
 ///     layer.forward(x, RankSlice::none())  the frozen base alone
 ///
 /// DyLoRA, arXiv 2210.07558, section 4: b = active; nested and "frozen" update rules. Blocks of u components are {(k+1)u, ku}.
