@@ -1,7 +1,8 @@
 """Reads what write_peft_case wrote, as PEFT does and without anything of dylora's: python3 read_peft.py FOLDER
 
-For each adapter, base + lora_alpha / r * B @ A has to be the merged weight beside it. And Python's own regular expressions have to agree
-about every pattern.
+For each adapter, base + lora_alpha / r * B @ A has to be the merged weight beside it: under use_dora, with its rows scaled to the length
+that the magnitude says; for a convolution, with B @ A of each group's share of the components. And Python's own regular expressions have
+to agree about every pattern.
 """
 
 import json
@@ -50,21 +51,39 @@ def pattern_value(pattern, path, default):
     return next((value for key, value in pattern.items() if matches(key, path)), default)
 
 
+def convolution_delta(A, B, base):
+    """B after A as a weight of the convolution, out x (channels of a group * kernel): A reads all channels, B is grouped."""
+    groups = A.shape[0] // B.shape[1]
+    outs, channels, components = B.shape[0] // groups, A.shape[1] // groups, B.shape[1]
+    delta = numpy.zeros((B.shape[0], channels, *A.shape[2:]))
+    for o in range(B.shape[0]):
+        group = o // outs
+        for k in range(components):
+            row = B[o, k, 0, 0] * A[group * components + k]
+            own = slice(group * channels, (group + 1) * channels)
+            delta[o] += row[own]
+            require(numpy.count_nonzero(numpy.delete(row, range(own.start, own.stop), axis=0)) == 0, "a group reads another's channels")
+    return delta.reshape(base.shape)
+
+
 def check_adapter(folder):
     """The number of modules that have an adapter."""
     config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     metadata, tensors = read_safetensors(folder / "adapter_model.safetensors")
     _, expected = read_safetensors(folder / "expected.safetensors")
     require(set(config) == CONFIG_FIELDS, f"{folder}: the config has other fields: {sorted(set(config) ^ CONFIG_FIELDS)}")
-    require(config["peft_type"] == "LORA" and config["use_rslora"] is False and config["use_dora"] is False, f"{folder}: not a plain LoRA")
+    require(config["peft_type"] == "LORA" and config["use_rslora"] is False, f"{folder}: not a plain LoRA")
+    require(config["use_dora"] is ("dora" in folder.name), f"{folder}: use_dora is {config['use_dora']}")
     require(metadata["format"] == "pt", f"{folder}: the format is not pt")
     baked = folder.name.endswith("_baked")
 
     adapted = []
     for module in sorted({name.rpartition(".")[0] for name in expected}):
         base, merged = expected[module + ".base"], expected[module + ".merged"]
-        A = tensors.pop(f"base_model.model.{module}.lora_A.weight", None)
-        B = tensors.pop(f"base_model.model.{module}.lora_B.weight", None)
+        embedding = module.endswith("wte")
+        names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+        A, B = (tensors.pop(f"base_model.model.{module}.{name}", None) for name in names)
+        magnitude = tensors.pop(f"base_model.model.{module}.lora_magnitude_vector", None)
         require((A is None) == (B is None), f"{folder}: {module} has only one factor")
         if A is None:
             require(numpy.array_equal(base, merged), f"{folder}: {module} has no adapter, but should")
@@ -72,9 +91,19 @@ def check_adapter(folder):
         adapted.append(module)
         rank = pattern_value(config["rank_pattern"], module, config["r"])
         alpha = pattern_value(config["alpha_pattern"], module, config["lora_alpha"])
-        require(A.shape == (rank, base.shape[1]) and B.shape == (base.shape[0], rank), f"{folder}: {module}: shapes {A.shape}, {B.shape}")
+        convolution = module.endswith(("conv", "grouped"))
+        require(A.ndim == B.ndim == (4 if convolution else 2), f"{folder}: {module}: factors of {A.ndim} and {B.ndim} dimensions")
+        if not convolution:
+            fit = A.shape == (rank, base.shape[1]) and B.shape == (base.shape[0], rank)
+        else:
+            fit = A.shape[0] == rank and B.shape[0] == base.shape[0] and rank % B.shape[1] == 0
+        require(fit, f"{folder}: {module}: shapes {A.shape}, {B.shape}")
+        require((magnitude is not None) == config["use_dora"], f"{folder}: {module}: a magnitude without use_dora, or none with it")
         require(not baked or alpha == rank, f"{folder}: {module}: the scale is baked, but lora_alpha is {alpha} and r is {rank}")
-        gap = numpy.abs(base + alpha / rank * (B @ A) - merged).max() / numpy.abs(merged).max()
+        weight = base + alpha / rank * (convolution_delta(A, B, base) if convolution else B @ A)
+        if magnitude is not None:
+            weight *= (magnitude / numpy.linalg.norm(weight, axis=1))[:, None]
+        gap = numpy.abs(weight - merged).max() / numpy.abs(merged).max()
         require(gap < 1e-6, f"{folder}: {module}: off by {gap}")
         require(not numpy.array_equal(base, merged), f"{folder}: {module}: the adapter does nothing")
     require(not tensors, f"{folder}: tensors of no module: {sorted(tensors)}")
@@ -85,7 +114,7 @@ def check_adapter(folder):
 def main():
     root = pathlib.Path(sys.argv[1])
     counts = [check_adapter(folder) for folder in sorted(root.iterdir()) if folder.is_dir()]
-    require(len(counts) == 84, f"{root}: expected 84 adapters, got {len(counts)}")
+    require(len(counts) == 104, f"{root}: expected 104 adapters, got {len(counts)}")
     verdicts = json.loads((root / "patterns.json").read_text("utf-8"))
     for key, path, verdict in verdicts:
         require(matches(key, path) == verdict, f"pattern {key!r} on {path!r}: Python says {not verdict}")

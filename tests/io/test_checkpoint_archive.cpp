@@ -15,7 +15,9 @@
 #include <vector>
 
 #include "dylora/adapters/dropout.hpp"
+#include "dylora/adapters/initialized.hpp"
 #include "dylora/adapters/low_rank.hpp"
+#include "dylora/adapters/nola.hpp"
 #include "dylora/adapters/none.hpp"
 #include "dylora/adapters/stacked.hpp"
 #include "dylora/core/adapter_ranks.hpp"
@@ -445,6 +447,25 @@ TEST_CASE("models with other names, shapes, types, ranks or scales are refused b
   CHECK(said(linear(plain), in_double) ==
         "\n  model.lora_A: the checkpoint has F32 3 × 4, this run F64 3 × 4\n  model.lora_B: the checkpoint has F32 5 × 3, this run F64 5 "
         "× 3");
+}
+
+TEST_CASE("constants come back with the parameters, and what an adapter names itself must be the same") {
+  const Matrix<float> W = noise<float>(4, 5, 1);
+  const auto started_at = [&](std::uint64_t seed) {
+    Linear<float, Initialized<float>> layer(W, Initialized<float>(noise<float>(2, 5, seed), noise<float>(4, 2, seed + 1), {}));
+    randomize<Linear<float, Initialized<float>>>(layer, seed + 2);
+    return layer;
+  };
+  const auto describing = [](auto& model) { return [&](auto& archive) { archive.parameters("model", model); }; };
+  auto written = started_at(3), read = started_at(7);
+  read_text(checkpoint_bytes(0, describing(written)), describing(read));
+  for (const Index rank : {1, 2}) CHECK(same_bits(read.adapter.delta(rank), written.adapter.delta(rank)));
+
+  Rng rng(1);
+  Linear<float, Nola<float>> nola(W, {.max_rank = 2, .bases = 3}, rng), other = nola;
+  CHECK(difference(describing(nola), describing(other)).empty());
+  ++other.adapter.seed;
+  CHECK(difference(describing(nola), describing(other)).find("model.seed") != std::string::npos);
 }
 
 TEST_CASE("an optimiser that is set up differently is refused by the option's name") {

@@ -144,7 +144,7 @@ TEST_CASE("a PEFT config with anything that would change the meaning of the tens
       {R"("init_lora_weights": "loftq")", {"init_lora_weights", "loftq"}},
       {R"("init_lora_weights": 1)", {"init_lora_weights: expected true, false or a string", "got 1"}},
       {R"("modules_to_save": ["head"])", {"modules_to_save", "not supported"}},
-      {R"("use_dora": true)", {"use_dora", "not supported"}},
+      {R"("use_dora": 1)", {"use_dora: expected true or false", "got 1"}},
       {R"("lora_bias": true)", {"lora_bias", "not supported"}},
       {R"("layer_replication": [[0, 4]])", {"layer_replication", "not supported"}},
       {R"("use_qalora": true)", {"use_qalora", "not supported"}},

@@ -14,6 +14,7 @@
 #include "dylora/io/atomic_file.hpp"
 #include "dylora/io/peft.hpp"
 #include "dylora/io/safetensors.hpp"
+#include "io/peft_kinds_model.hpp"
 #include "io/peft_model.hpp"
 
 /// Writes adapters into the folder that the command line names, and beside each what it has to compute, for read_peft.py to check:
@@ -62,6 +63,38 @@ void write_cases(const std::filesystem::path& folder, const std::string& scalar)
         save_expected(inner / "expected.safetensors", model, ranks);
       }
     }
+  }
+}
+
+/// Of a part by itself: its frozen weight, and what it is merged at a rank.
+template <class Part>
+std::pair<Matrix<typename Part::Scalar>, Matrix<typename Part::Scalar>> base_and_merged(const Part& part, RankSlice rank) {
+  if constexpr (EmbeddingLayer<Part>) {
+    return {part.base, part.merged(rank)};
+  } else if constexpr (ConvolutionModule<Part>) {
+    return {part.weight().dense(), part.merged(rank).weight().dense()};
+  } else {
+    return {part.base.dense(), part.merged(rank).dense()};
+  }
+}
+
+/// A model of other modules than linear layers at every rank.
+template <class Model>
+void write_kinds(const std::filesystem::path& folder, const std::string& name) {
+  using S = typename Model::Scalar;
+  const Model model({.max_rank = peft_rank, .alpha = 3.7});
+  for (Index rank = 1; rank <= peft_rank; ++rank) {
+    const auto inner = folder / (name + "_rank_" + std::to_string(rank));
+    save_peft(inner, model, rank, {.prefix = "model"});
+    std::vector<std::pair<std::string, RowMatrix<S>>> matrices;
+    for_each_module(model, [&](std::string_view module, const auto& part) {
+      const auto [base, merged] = base_and_merged(part, rank);
+      matrices.emplace_back("model." + std::string(module) + ".base", base);
+      matrices.emplace_back("model." + std::string(module) + ".merged", merged);
+    });
+    std::vector<TensorView> views;
+    for (const auto& [of, matrix] : matrices) views.push_back(tensor_view(of, matrix));
+    save_safetensors(inner / "expected.safetensors", views);
   }
 }
 
@@ -155,6 +188,10 @@ int main(int count, char** arguments) try {
   std::filesystem::create_directories(folder);
   dylora::test::write_cases<float>(folder, "float");
   dylora::test::write_cases<double>(folder, "double");
+  dylora::test::write_kinds<dylora::test::KindsModel<float>>(folder, "float_kinds");
+  dylora::test::write_kinds<dylora::test::KindsModel<double>>(folder, "double_kinds");
+  dylora::test::write_kinds<dylora::test::DoraModel<float>>(folder, "float_dora");
+  dylora::test::write_kinds<dylora::test::DoraModel<double>>(folder, "double_dora");
   dylora::test::write_patterns(folder / "patterns.json");
   return 0;
 } catch (const std::exception& error) {

@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -34,8 +35,8 @@ namespace dylora {
 ///     gradients = zeros_like(layer);
 ///
 /// A link that has fewer components than b uses all it has. Only the last one is a parameter: optimisers see it alone, and a chain is cut
-/// (core/adapter_ranks.hpp) by cutting it: the links before then use no more components than it has left. A checkpoint keeps the last
-/// one too; factors(), and so the files of adapters, have all.
+/// (core/adapter_ranks.hpp) by cutting it: the links before then use no more components than it has left. Checkpoints
+/// and the files of parameters keep all, into a chain of as many; factors(), and so the files of adapters, have all as one pair.
 template <class Inner>
   requires MergeableAdapter<Inner> && PortableAdapter<Inner>
 struct Chain {
@@ -189,6 +190,13 @@ struct Chain {
   template <class F, class... T>
   static void zip_parameters(F&& f, T&... t) {
     Inner::zip_parameters(f, last(t)...);
+  }
+
+  /// The links before the last one, kept beside the parameters in files (io/settings.hpp).
+  template <class F, class First, class... Rest>
+  static void zip_constants(F&& f, First& first, Rest&... rest) {
+    for (std::size_t j = 0; j + 1 < first.links.size(); ++j)
+      Inner::zip_parameters(scoped("links." + std::to_string(j), f), first.links[j], rest.links[j]...);
   }
 
  private:

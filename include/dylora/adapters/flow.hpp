@@ -100,6 +100,16 @@ struct Flow {
     FlowGate<S>::zip_parameters(scoped("gate", f), t.gate...);
   }
 
+  /// The adapters, kept beside the parameters in files (io/settings.hpp).
+  template <class F, class... T>
+  static void zip_constants(F&& f, T&... t) {
+    GatedAdapters<S>::zip_constants(scoped("adapters", f), t.adapters...);
+  }
+  template <class F>
+  void for_each_setting(F&& f) const {
+    adapters.for_each_setting(f);
+  }
+
  private:
   static FlowGate<S> fresh_gate(const std::vector<LowRank<S>>& adapters, FlowGateOptions options) {
     options.adapters = static_cast<Index>(adapters.size());

@@ -192,6 +192,18 @@ class GatedAdapters {
   template <class F, class... T>
   static void zip_parameters(F&& /*f*/, T&... /*t*/) {}
 
+  /// What files keep in the place of parameters (io/settings.hpp).
+  template <class F, class... T>
+  static void zip_constants(F&& f, T&... t) {
+    f(Parameter{"A"}, t.A_...);
+    f(Parameter{"B"}, t.B_...);
+    f(Parameter{"scales"}, t.scales_...);
+  }
+  template <class F>
+  void for_each_setting(F&& f) const {
+    f("component_owners", owner_);
+  }
+
  private:
   /// The components of all adapters at a rank.
   Index rows_at(Index rank) const { return rows_[static_cast<std::size_t>(rank)]; }

@@ -183,6 +183,13 @@ struct Initialized {
     LowRank<S>::zip_parameters(f, t.current...);
   }
 
+  /// Frozen, and kept beside the parameters in files (io/settings.hpp).
+  template <class F, class... T>
+  static void zip_constants(F&& f, T&... t) {
+    f(Parameter{"initial_A"}, t.initial_A...);
+    f(Parameter{"initial_B"}, t.initial_B...);
+  }
+
  private:
   /// Row `first`, first + 2, … of what `pairs` holds for the components [t, t + count), in n columns.
   template <class B>

@@ -123,6 +123,12 @@ struct Proportional {
     Inner::zip_parameters(f, inner_of(t)...);
   }
 
+  /// What a file names besides the adapter's own (io/settings.hpp).
+  template <class F>
+  void for_each_setting(F&& f) const {
+    f("max_rank of the model", max_rank_);
+  }
+
  private:
   template <class T>
   static auto& inner_of(T& t) {

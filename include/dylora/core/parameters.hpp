@@ -122,7 +122,7 @@ struct LayerVisitor {
   F& f;
 
   void operator()(Parameter, auto&...) const {}
-  void layer(std::string_view name, auto& layer) const { f(name, layer); }
+  auto layer(std::string_view name, auto& layer) const -> decltype(void(layer.base)) { f(name, layer); }
 };
 
 template <class Element>

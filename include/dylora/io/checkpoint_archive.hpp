@@ -26,6 +26,7 @@
 #include "dylora/core/types.hpp"
 #include "dylora/io/checkpoint_values.hpp"
 #include "dylora/io/safetensors.hpp"
+#include "dylora/io/settings.hpp"
 #include "dylora/io/tensor.hpp"
 
 namespace dylora {
@@ -96,18 +97,17 @@ class CheckpointArchive {
     }
   }
 
-  /// The parameters of `model`, which must have the same names, shapes and types, and adapters of the same max_rank, scale and dropout.
+  /// The parameters and constants (io/settings.hpp) of `model`, which must have the same names, shapes and types, and adapters of the same
+  /// settings: max_rank, scale, dropout and their own.
   template <Trainable T>
   void parameters(std::string_view name, T& model) {
     inside(name, [&] {
       T::zip_parameters([&](Parameter parameter, auto& p) { matrix(use(parameter.name), p); }, model);
-      if constexpr (Adapter<T>) {
-        same_settings("", model);
-      } else {
-        for_each_layer(model, [&](std::string_view layer_name, const auto& layer) {
-          same_settings(std::string(layer_name) + (layer_name.empty() ? "" : "."), layer.adapter);
-        });
-      }
+      detail::for_each_model_constant(model, [&](const std::string& constant, auto& c) { matrix(use(constant), c); });
+      detail::for_each_model_part(std::as_const(model), [&](const std::string& path, const auto& part) {
+        if constexpr (requires { part.probability; }) same(path + "dropout probability", part.probability);
+        detail::for_each_setting(path, part, [&](const std::string& setting, const auto& value) { same(setting, value); });
+      });
     });
   }
 
@@ -215,23 +215,6 @@ class CheckpointArchive {
     const std::byte* from = found->bytes.data();
     for (Index i = 0; i < values.rows(); ++i) {
       for (Index j = 0; j < values.cols(); ++j, from += sizeof(S)) std::memcpy(&values.coeffRef(i, j), from, sizeof(S));
-    }
-  }
-
-  /// What an adapter's function depends on besides its parameters; of one that is made of others, theirs. Rules that agree at the first
-  /// and the last rank are the same one, as far as those of core/scale.hpp go.
-  template <class A>
-  void same_settings(const std::string& prefix, const A& adapter) {
-    if constexpr (requires { adapter.probability; }) same(prefix + "dropout probability", adapter.probability);
-    if constexpr (requires { adapter.inner; }) {
-      same_settings(prefix, adapter.inner);
-    } else if constexpr (requires { adapter.slices; }) {
-      for (std::size_t i = 0; i < adapter.slices.size(); ++i) same_settings(prefix + std::to_string(i) + '.', adapter.slices[i]);
-    } else if constexpr (PortableAdapter<A>) {
-      same(prefix + "max_rank", adapter.max_rank());
-      if (adapter.max_rank() == 0) return;
-      same(prefix + "scale at rank 1", adapter.factors(1).scale);
-      same(prefix + "scale at max_rank", adapter.factors(adapter.max_rank()).scale);
     }
   }
 

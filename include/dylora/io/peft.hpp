@@ -23,6 +23,8 @@
 #include "dylora/core/types.hpp"
 #include "dylora/io/load_report.hpp"
 #include "dylora/io/peft_config.hpp"
+#include "dylora/io/peft_kinds.hpp"
+#include "dylora/io/peft_modules.hpp"
 #include "dylora/io/peft_reader.hpp"
 #include "dylora/io/peft_tensors.hpp"
 #include "dylora/io/peft_writer.hpp"
@@ -38,7 +40,15 @@
 ///
 /// Saved at rank b, the factors are A[:b] and B[:, :b] as they are, and lora_alpha is the one for which PEFT's scale, lora_alpha / r, is
 /// s(b): under α/b it is α itself. Whatever the scale rule, PEFT computes what forward(x, b) does. (Under another rule than α/b it happens
-/// that no lora_alpha gives s(b) to the last bit of a double; then it is the next number.)
+/// that no lora_alpha gives s(b) to the last bit of a double; then it is the next number.) An adapter that is more than its factors is
+/// saved as the factors() that compute the same, which are rounded where they fold something in, as the gains of a MultiLora.
+///
+/// Besides linear layers, PEFT has these, each in tensors of its own (io/peft_tensors.hpp):
+///
+///     Embedding     as it is
+///     Conv2d        each group's A with zeros for the other groups' channels, since PEFT's reads all: rank b is b · groups in the file
+///     DoraLinear    use_dora, and the magnitude at rank b. PEFT has DoRA in all modules of a file or in none. A magnitude for each rank
+///                   becomes that of the file at every rank when it is loaded; io/parameters_file.hpp keeps those of all ranks
 namespace dylora {
 
 struct SavePeftOptions {
@@ -58,6 +68,16 @@ struct LoadPeftOptions {
 
 namespace detail {
 
+/// call(), whose std::invalid_argument begins with the module's name.
+template <class Call>
+auto naming(const std::string& module, Call&& call) {
+  try {
+    return call();
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(module + ": " + error.what());
+  }
+}
+
 /// A module's path in the files.
 template <class Options>
 std::string peft_path(const Options& options, std::string_view name) {
@@ -66,7 +86,7 @@ std::string peft_path(const Options& options, std::string_view name) {
 
 }  // namespace detail
 
-/// Writes every adapter of the model at its own rank, one for each PortableAdapter in the order of for_each_layer; 0 leaves the module
+/// Writes every adapter of the model at its own rank, one for each PortableAdapter in the order of for_each_module; 0 leaves the module
 /// without one. Returns what the files say of each.
 ///
 /// Modules at rank 0 have no tensors; the metadata names them, so that a load gives back all of the model. Other files in the folder stay.
@@ -75,14 +95,16 @@ std::string peft_path(const Options& options, std::string_view name) {
 /// pair unless it is still the old adapter. Other programs do not look at it, and what they wrote has none.
 ///
 /// With nothing written, throws std::invalid_argument unless there is a rank in [0, its components] for each, for a model with no component
-/// or with trained parameters outside of its adapters, for an adapter that is no low-rank product or whose scale is 0, and for paths that
-/// are too long for a pattern; NonFiniteError for one that is not finite; FileError, as when another process is saving to the folder.
+/// or with trained parameters outside of its adapters, for an adapter that is no low-rank product or whose scale is 0, for DoRA in some
+/// modules only, for a convolution with dilation or whose groups differ in rank, and for paths that are too long for a pattern;
+/// NonFiniteError for one that is not finite; FileError, as when another process is saving to the folder.
 template <class T>
 std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T& model, const std::vector<Index>& ranks,
                                     const SavePeftOptions& options = {}) {
   require_only_adapters(model, "save_peft");
+  const auto path_of = [&](std::string_view name) { return detail::peft_path(options, name); };
   std::size_t count = 0;
-  for_each_portable_adapter(model, [&](const auto&) { ++count; });
+  detail::for_each_peft_module(model, "save_peft", path_of, [&](const std::string&, const auto&) { ++count; });
   if (ranks.size() != count)
     throw std::invalid_argument("save_peft: expected a rank for each of " + std::to_string(count) + " adapters, got " +
                                 std::to_string(ranks.size()));
@@ -90,26 +112,35 @@ std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T
   std::vector<detail::PeftModule> modules;
   std::set<std::string> paths;
   auto rank_of_file = ranks.begin();
-  const auto path_of = [&](std::string_view name) { return detail::peft_path(options, name); };
-  for_each_portable_adapter(model, "save_peft", path_of, [&]<class A>(const std::string& path, const A& adapter) {
-    using S = typename A::Scalar;
-    const std::string module = "save_peft: module " + in_quotes(path);
-    if (!paths.insert(path).second) throw std::invalid_argument(module + ": expected a name of its own, got that of another");
+  std::optional<bool> dora;
+  detail::for_each_peft_module(model, "save_peft", path_of, [&]<class M>(const std::string& path, const M& module) {
+    using S = typename M::Scalar;
+    const std::string subject = "save_peft: module " + in_quotes(path);
+    if (!paths.insert(path).second) throw std::invalid_argument(subject + ": expected a name of its own, got that of another");
     const Index wanted = *rank_of_file++;
-    require_in_range(wanted, 0, adapter.components(), module + ": rank");
-    LowRankFactors<S> factors = adapter.factors(wanted);
+    require_in_range(wanted, 0, module.components(), subject + ": rank");
+    detail::PeftAdapter<S> values = detail::naming(subject, [&] { return module.values(wanted); });
+    LowRankFactors<S>& factors = values.factors;
+    const PeftShape shape = module.shape();
     const Index rank = factors.A.rows();
     if (rank == 0) return report.push_back({path});
-    require_scale<S>(factors.scale, module);
+    if (dora.value_or(shape.dora) != shape.dora)
+      throw std::invalid_argument(subject + ": use_dora: expected DoRA in all modules or in none, as PEFT has it, got a layer " +
+                                  (shape.dora ? "with a magnitude after one without" : "without a magnitude after one with it"));
+    dora = shape.dora;
+    require_scale<S>(factors.scale, subject);
     if (options.baked) factors.B *= static_cast<S>(std::exchange(factors.scale, 1));
-    if (!factors.A.allFinite() || !factors.B.allFinite()) throw NonFiniteError(module + ": expected finite factors, got others");
+    if (!factors.A.allFinite() || !factors.B.allFinite()) throw NonFiniteError(subject + ": expected finite factors, got others");
+    if (!values.magnitude.allFinite()) throw NonFiniteError(subject + ": expected a finite magnitude, got another");
     report.push_back({path, rank, detail::lora_alpha_giving(factors.scale, rank), factors.scale});
-    modules.push_back({report.back(), std::move(factors.A), RowMatrix<S>(factors.B)});
+    modules.push_back(detail::peft_module(report.back(), shape, std::move(values)));
   });
   if (modules.empty()) throw std::invalid_argument("save_peft: expected a model with an adapter that has a component, got none");
 
-  PeftConfig config{
-      .fan_in_fan_out = options.fan_in_fan_out, .base_model_name_or_path = options.base_model_name_or_path, .task_type = options.task_type};
+  PeftConfig config{.use_dora = dora.value_or(false),
+                    .fan_in_fan_out = options.fan_in_fan_out,
+                    .base_model_name_or_path = options.base_model_name_or_path,
+                    .task_type = options.task_type};
   detail::describe_modules(modules, config);
   detail::write_peft(folder, config, modules, report);
   return report;
@@ -119,7 +150,11 @@ std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T
 /// [1, the largest max_rank].
 template <class T>
 std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T& model, Index rank, const SavePeftOptions& options = {}) {
-  const auto ranks = portable_ranks(rank, "save_peft", [&](auto&& f) { for_each_portable_adapter(model, f); });
+  const auto ranks = portable_ranks(rank, "save_peft", [&](auto&& f) {
+    detail::for_each_peft_module(
+        model, "save_peft", [&](std::string_view name) { return detail::peft_path(options, name); },
+        [&](const std::string&, const auto& module) { f(module); });
+  });
   return save_peft(folder, model, ranks, options);
 }
 
@@ -128,29 +163,25 @@ std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T
 /// stays, and says what the scale is at lower ranks; gradients and optimisers made before no longer fit. A plain LoRA has its components in
 /// no order: adapters/order_components.hpp orders them.
 ///
-/// With nothing changed, throws FileError for what cannot be read; FormatError for what is not a plain LoRA of linear layers that fits,
-/// named, or not of one save; and if `strict`, with both lists, when the model and the file do not have the same adapters; std::invalid_argument for an adapter
-/// that is no PortableAdapter or whose scale rule has no such scale.
+/// With nothing changed, throws FileError for what cannot be read; FormatError for what is no LoRA, or under use_dora no DoRA,
+/// that fits the model's layers, named, or not of one save; and if `strict`, with both lists, when the model and the file do not have the
+/// same adapters; std::invalid_argument for an adapter that is no PortableAdapter or whose scale rule has no such scale, and for a convolution
+/// with dilation.
 template <class T>
 LoadReport load_peft(const std::filesystem::path& folder, T& model, const LoadPeftOptions& options = {}) {
   detail::PeftFolder file(folder);
   LoadReport report;
   std::vector<std::function<void()>> assignments;
   const auto path_of = [&](std::string_view name) { return detail::peft_path(options, name); };
-  for_each_portable_adapter(model, "load_peft", path_of, [&]<class A>(const std::string& path, A& adapter) {
-    auto found = file.template take<typename A::Scalar>(path, adapter.in_features(), adapter.out_features());
-    if (!found && adapter.components() > 0) report.missing_modules.push_back(path);
+  detail::for_each_peft_module(model, "load_peft", path_of, [&]<class M>(const std::string& path, const M& module) {
+    auto found = file.template take<typename M::Scalar>(path, module.shape());
+    if (!found && module.components() > 0) report.missing_modules.push_back(path);
     if (!found) return;
     AdapterScale taken{path, found->factors.A.rows(), found->alpha, 0};
-    A loaded = adapter;
-    try {
-      loaded.set_factors(std::move(found->factors));
-    } catch (const std::invalid_argument& error) {
-      throw std::invalid_argument("load_peft: module " + in_quotes(path) + ": " + error.what());
-    }
-    if (taken.rank > 0) taken.scale = loaded.factors(loaded.max_rank()).scale;
+    auto prepared = detail::naming("load_peft: module " + in_quotes(path), [&] { return module.prepare(std::move(*found)); });
+    taken.scale = prepared.scale;
     report.adapters.push_back(std::move(taken));
-    assignments.push_back([&adapter, prepared = std::move(loaded)]() mutable { adapter = std::move(prepared); });
+    assignments.push_back(std::move(prepared.assign));
   });
   report.unmatched_tensors = file.unmatched();
   report.notes = file.notes();

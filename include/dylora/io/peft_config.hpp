@@ -30,6 +30,7 @@ struct PeftConfig {
   Index r = 8;              ///< this and the next are PEFT's defaults, which count where a file says nothing
   double lora_alpha = 8;    ///< of any sign; the scale is lora_alpha / r,
   bool use_rslora = false;  ///< or with this lora_alpha / √r
+  bool use_dora = false;    ///< whether every module has a magnitude
   std::vector<std::pair<std::string, Index>> rank_pattern = {};
   std::vector<std::pair<std::string, double>> alpha_pattern = {};
   std::vector<std::string> target_modules = {};  ///< none if the file has an expression instead
@@ -57,7 +58,7 @@ class PeftFields {
   /// What changes it in ways that this library does not know, unless it is null, false or empty.
   static constexpr auto unsupported = std::to_array<std::string_view>(
       {"alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias", "modules_to_save", "monteclora_config",
-       "target_parameters", "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "velora_config"});
+       "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config"});
 
   PeftFields(std::string_view text, const std::string& name) : text_(text), name_(name) {
     try {
@@ -156,8 +157,8 @@ class PeftFields {
 }  // namespace detail
 
 /// Reads a config strictly. Throws FormatError beginning with `name`, the file it is from, for what is not a config of peft_type LORA,
-/// for a scale of 0, and for everything that would make the tensors mean something else: DoRA, biases, modules saved whole, initialisations
-/// that changed the base. Fields that are not known are noted, but refused if their name begins with use_.
+/// for a scale of 0, and for everything that would make the tensors mean something else: biases, modules saved whole, initialisations that
+/// changed the base. Fields that are not known are noted, but refused if their name begins with use_.
 inline PeftConfig parse_peft_config(std::string_view text, const std::string& name) {
   using nlohmann::json;
   detail::PeftFields fields(text, name);
@@ -188,6 +189,7 @@ inline PeftConfig parse_peft_config(std::string_view text, const std::string& na
     config.lora_alpha = fields.alpha("lora_alpha", alpha);
   }
   config.use_rslora = fields.boolean("use_rslora");
+  config.use_dora = fields.boolean("use_dora");
   config.rank_pattern =
       fields.pattern("rank_pattern", [&](const std::string& what, const json& value) { return fields.rank(what, value); });
   config.alpha_pattern =
@@ -239,7 +241,7 @@ inline std::string peft_config_text(const PeftConfig& config) {
                                       {"rank_pattern", object(config.rank_pattern)},
                                       {"target_modules", targets},
                                       {"task_type", text_or_null(config.task_type)},
-                                      {"use_dora", false},
+                                      {"use_dora", config.use_dora},
                                       {"use_rslora", config.use_rslora}};
   try {
     return fields.dump(2) + '\n';

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -22,6 +23,7 @@
 #include "dylora/io/json.hpp"
 #include "dylora/io/mapped_file.hpp"
 #include "dylora/io/peft_config.hpp"
+#include "dylora/io/peft_kinds.hpp"
 #include "dylora/io/peft_pattern.hpp"
 #include "dylora/io/peft_tensors.hpp"
 #include "dylora/io/safetensors.hpp"
@@ -59,13 +61,6 @@ class PeftPatterns {
   std::vector<Entry> entries_;
 };
 
-/// What a file has for one module.
-template <std::floating_point S>
-struct PeftAdapter {
-  LowRankFactors<S> factors;
-  double alpha = 0;
-};
-
 /// The two files of an adapter, checked but for what only the model can say.
 class PeftFolder {
  public:
@@ -85,29 +80,40 @@ class PeftFolder {
   /// The path of the weights, as messages begin with it.
   const std::string& name() const { return weights_.name(); }
 
-  /// The module's adapter, at rank 0 if the file says that it has none; or nothing, if it does not say.
-  /// Throws FormatError if it does not fit the features, the config or S.
+  /// The same for a linear layer.
   template <std::floating_point S>
   std::optional<PeftAdapter<S>> take(const std::string& module, Index in, Index out) {
+    return take<S>(module, PeftShape{.channels = in, .out = out});
+  }
+
+  /// The module's adapter, at rank 0 if the file says that it has none; or nothing, if it does not say.
+  /// Throws FormatError if it does not fit the shape, the config or S.
+  template <std::floating_point S>
+  std::optional<PeftAdapter<S>> take(const std::string& module, const PeftShape& shape) {
     if (rank_0_.contains(module)) {
       taken_.insert(module);
-      return PeftAdapter<S>{{RowMatrix<S>(0, in), Matrix<S>(out, 0), 1}, 0};
+      return PeftAdapter<S>{{RowMatrix<S>(0, shape.in()), Matrix<S>(shape.out, 0), 1}};
     }
     const auto found = tensors_.modules.find(module);
     if (found == tensors_.modules.end()) return std::nullopt;
     taken_.insert(module);
-    const auto [A, B] = found->second;
-    if (A == nullptr || B == nullptr)
-      fail("module " + in_quotes(module) + ": expected a lora_A and a lora_B, got only " + (A == nullptr ? "the second" : "the first"));
+    const std::string subject = "module " + in_quotes(module) + ": ";
     const Index rank = ranks_.find(module, config_.r);
+    require_kind(subject, found->second, shape, rank);
+    const auto& [A, B, magnitude, kind] = found->second;
     const double alpha = alphas_.find(module, config_.lora_alpha);
-    PeftAdapter<S> result{{matrix<S>(*A, rank, in, "rank × in_features"), matrix<S>(*B, out, rank, "out_features × rank"), 1}, alpha};
+    const bool linear = kind == PeftKind::linear;
+    const std::string from_config = ", the rank from adapter_config.json";
+    RowMatrix<S> rows_of_A = matrix<S>(*A, shape.A(rank), (linear ? "rank × in_features" : "A of " + described(kind)) + from_config);
+    Matrix<S> rows_of_B = matrix<S>(*B, shape.B(rank), (linear ? "out_features × rank" : "B of " + described(kind)) + from_config);
+    PeftAdapter<S> result{{std::move(rows_of_A), std::move(rows_of_B), 1}, alpha};
+    require_groups_apart(*A, result.factors.A, shape);
+    if (shape.dora) result.magnitude = matrix<S>(*magnitude, {shape.out}, "out_features");
     const auto b = static_cast<double>(rank);
     result.factors.scale = std::abs(alpha) / (config_.use_rslora ? std::sqrt(b) : b);
     const S scale = static_cast<S>(result.factors.scale);
     if (!(scale > 0) || !std::isfinite(scale))
-      fail("module " + in_quotes(module) + ": expected a scale that its type of numbers holds, got " +
-           std::to_string(result.factors.scale));
+      fail(subject + "expected a scale that its type of numbers holds, got " + std::to_string(result.factors.scale));
     if (alpha < 0) {
       result.factors.B = -result.factors.B;
       note("the lora_alpha of module " + in_quotes(module) + " is negative: its sign is now in B");
@@ -120,7 +126,7 @@ class PeftFolder {
     std::vector<std::string> names = tensors_.others;
     for (const auto& [module, factors] : tensors_.modules) {
       if (taken_.contains(module)) continue;
-      for (const TensorView* tensor : {factors.A, factors.B})
+      for (const TensorView* tensor : {factors.A, factors.B, factors.magnitude})
         if (tensor != nullptr) names.push_back(tensor->name);
     }
     for (const std::string& module : rank_0_)
@@ -185,14 +191,46 @@ class PeftFolder {
     }
   }
 
+  /// Throws unless the tensors are those of such a layer, all of them, with a magnitude if it is DoRA's and none else.
+  void require_kind(const std::string& subject, const PeftFactors& found, const PeftShape& shape, Index rank) const {
+    const auto& [A, B, magnitude, kind] = found;
+    if (config_.use_dora != shape.dora)
+      fail(subject + "use_dora: expected " +
+           (shape.dora ? "true, for a layer with a magnitude (DoRA)" : "false, for a layer without a magnitude") + ", got " +
+           (config_.use_dora ? "true" : "false") + " in adapter_config.json");
+    if (magnitude != nullptr && !shape.dora)
+      fail("tensor " + in_quotes(magnitude->name) + ": expected none without use_dora, got a magnitude of DoRA");
+    if (A == nullptr || B == nullptr)
+      fail(subject + "expected a lora_A and a lora_B, got " +
+           (A != nullptr   ? "only the first"
+            : B != nullptr ? "only the second"
+                           : "neither"));
+    if (shape.dora && magnitude == nullptr) fail(subject + "expected a lora_magnitude_vector beside the factors under use_dora, got none");
+    if (kind != shape.kind) fail(subject + "expected the factors of " + described(shape.kind) + ", got those of " + described(kind));
+    if (rank % shape.groups != 0)
+      fail(subject + "expected a rank that its " + std::to_string(shape.groups) + " groups divide, got " + std::to_string(rank));
+  }
+
+  /// PEFT's A reads the channels of all groups, that of a grouped convolution here only those of its own.
   template <std::floating_point S>
-  RowMatrix<S> matrix(const TensorView& tensor, Index rows, Index cols, const char* what) const {
+  void require_groups_apart(const TensorView& tensor, const RowMatrix<S>& A, const PeftShape& shape) const {
+    const Index rows = A.rows() / shape.groups, cols = A.cols() / shape.groups;
+    for (Index i = 0; i < A.rows(); ++i) {
+      const Index own = i / rows * cols;
+      if (!A.row(i).head(own).isZero(0) || !A.row(i).tail(A.cols() - own - cols).isZero(0))
+        fail("tensor " + in_quotes(tensor.name) + ": expected rows that read the channels of one of " + std::to_string(shape.groups) +
+             " groups, and are 0 elsewhere, got another in row " + std::to_string(i));
+    }
+  }
+
+  /// The tensor as a matrix whose rows are along its first dimension.
+  template <std::floating_point S>
+  RowMatrix<S> matrix(const TensorView& tensor, const std::vector<Index>& shape, const std::string& what) const {
     const auto wrong = [&](const std::string& problem) { fail("tensor " + in_quotes(tensor.name) + ": " + problem); };
-    if (tensor.shape[0] != rows || tensor.shape[1] != cols)
-      wrong("expected " + std::to_string(rows) + " × " + std::to_string(cols) + " (" + what + ", the rank from adapter_config.json), got " +
-            describe_shape(tensor.shape));
+    if (tensor.shape != shape) wrong("expected " + describe_shape(shape) + " (" + what + "), got " + describe_shape(tensor.shape));
     if (!all_finite(tensor)) wrong("expected finite values, got a NaN or an infinity");
-    RowMatrix<S> result = matrix_of<S>(tensor, name());
+    RowMatrix<S> result(shape.front(), element_count(std::span(shape).subspan(1)));
+    copy_elements(tensor, result.data(), name());
     if (!result.allFinite()) wrong("expected values that its type of numbers holds, got larger ones");
     return result;
   }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
@@ -24,6 +25,7 @@
 #include "dylora/io/json.hpp"
 #include "dylora/io/load_report.hpp"
 #include "dylora/io/peft_config.hpp"
+#include "dylora/io/peft_kinds.hpp"
 #include "dylora/io/peft_pattern.hpp"
 #include "dylora/io/peft_tensors.hpp"
 #include "dylora/io/safetensors.hpp"
@@ -33,16 +35,31 @@ namespace dylora::detail {
 
 /// One module as its files will have it.
 struct PeftModule {
-  using Factor = std::variant<RowMatrix<float>, RowMatrix<double>>;
+  struct Tensor {
+    std::string name;
+    std::vector<Index> shape;
+    std::variant<RowMatrix<float>, RowMatrix<double>> values;
+
+    TensorView view() const {
+      TensorView result = std::visit([&](const auto& matrix) { return tensor_view(name, matrix); }, values);
+      result.shape = shape;
+      return result;
+    }
+  };
 
   AdapterScale adapter;
-  Factor A, B;  // r × in, out × r
-
-  TensorView view(char factor) const {
-    return std::visit([&](const auto& matrix) { return tensor_view(peft_tensor_name(adapter.name, factor), matrix); },
-                      factor == 'A' ? A : B);
-  }
+  std::vector<Tensor> tensors;
 };
+
+template <std::floating_point S>
+PeftModule peft_module(AdapterScale adapter, const PeftShape& shape, PeftAdapter<S> values) {
+  const std::string& path = adapter.name;
+  PeftModule module{adapter,
+                    {{peft_tensor_name(path, 'A', shape.kind), shape.A(adapter.rank), std::move(values.factors.A)},
+                     {peft_tensor_name(path, 'B', shape.kind), shape.B(adapter.rank), RowMatrix<S>(values.factors.B)}}};
+  if (shape.dora) module.tensors.push_back({peft_magnitude_name(path), {shape.out}, RowMatrix<S>(values.magnitude)});
+  return module;
+}
 
 /// The α of the fewest digits for which α / rank is exactly `scale`: what somebody wrote who meant that scale, and the same for all ranks
 /// of one α. Where rounding leaves none, the nearest.
@@ -93,7 +110,7 @@ inline void write_peft(const std::filesystem::path& folder, const PeftConfig& co
   const std::string config_text = peft_config_text(config);
   std::vector<TensorView> tensors;
   for (const PeftModule& module : modules) {
-    for (const char factor : {'A', 'B'}) tensors.push_back(module.view(factor));
+    for (const PeftModule::Tensor& tensor : module.tensors) tensors.push_back(tensor.view());
   }
   nlohmann::json without = nlohmann::json::array();
   for (const AdapterScale& module : report) {

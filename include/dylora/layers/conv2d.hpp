@@ -215,7 +215,7 @@ struct Conv2d {
 
   template <class F, class First, class... Rest>
   static void zip_parameters(F&& f, First& first, Rest&... rest) {
-    if constexpr (requires { f.module("", first, rest...); }) return f.module("", first, rest...);
+    if constexpr (requires { f.layer("", first, rest...); }) return f.layer("", first, rest...);
     (match(rest.groups, first.groups.size()), ...);
     if (first.groups.size() == 1) return P::zip_parameters(f, first.groups.front(), rest.groups.front()...);
     for (std::size_t i = 0; i < first.groups.size(); ++i)

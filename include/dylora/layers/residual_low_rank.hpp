@@ -205,6 +205,12 @@ struct ResidualLowRank {
     LowRank<S>::zip_parameters(f, t.inner...);
   }
 
+  /// What a file names besides the adapter's own (io/settings.hpp).
+  template <class F>
+  void for_each_setting(F&& f) const {
+    f("shortcut", static_cast<int>(shortcut)), f("reach", reach), f("position", position);
+  }
+
  private:
   using ConstView = typename Buffer<S>::ConstView;
 

@@ -160,7 +160,7 @@ class Pruning {
   struct Visitor {
     F& f;
     void operator()(Parameter, auto&...) const {}
-    void layer(std::string_view name, auto& layer, auto& gradients) const {
+    auto layer(std::string_view name, auto& layer, auto& gradients) const -> decltype(void(layer.base)) {
       if constexpr (requires { gradients.adapter.input_squares; }) f(name, layer.adapter, gradients.adapter);
     }
   };

@@ -1,0 +1,109 @@
+#ifndef DYLORA_TESTS_IO_PEFT_KINDS_MODEL_HPP
+#define DYLORA_TESTS_IO_PEFT_KINDS_MODEL_HPP
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "dylora/adapters/low_rank.hpp"
+#include "dylora/layers/conv2d.hpp"
+#include "dylora/layers/dora_linear.hpp"
+#include "dylora/layers/embedding.hpp"
+#include "dylora/layers/linear.hpp"
+#include "io/peft_model.hpp"
+#include "support/values.hpp"
+
+/// Models of the modules that PEFT has besides linear layers, for the tests and the program that write such files.
+namespace dylora::test {
+
+/// Every kind but DoRA. Each has five components; of the grouped convolution, each group.
+template <class S>
+struct KindsModel {
+  using Scalar = S;
+  struct Gradients {};
+  static constexpr Index layers = 4;
+
+  Embedding<S> wte;
+  Conv2d<S> conv, grouped;
+  Linear<S> fc;
+
+  /// The same frozen weights for every seed of the adapters.
+  explicit KindsModel(LowRankOptions options = {.max_rank = peft_rank, .alpha = peft_alpha}, std::uint64_t seed = 2)
+      : KindsModel(options, Rng(1)) {
+    randomize<KindsModel>(*this, seed);
+  }
+
+  Index max_rank() const { return peft_rank; }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    Embedding<S>::zip_parameters(scoped("wte", f), t.wte...);
+    Conv2d<S>::zip_parameters(scoped("conv", f), t.conv...);
+    Conv2d<S>::zip_parameters(scoped("grouped", f), t.grouped...);
+    Linear<S>::zip_parameters(scoped("fc", f), t.fc...);
+  }
+
+ private:
+  KindsModel(LowRankOptions options, Rng rng)
+      : wte(noise<S>(6, 9, 11), options, rng),
+        conv(noise<S>(6, 12, 12), {.in_channels = 2, .image = {3, 4}, .kernel = {2, 3}, .padding = {1, 0}}, options, rng),
+        grouped(noise<S>(10, 8, 13), {.in_channels = 4, .image = {3, 3}, .kernel = {2, 2}, .stride = {2, 1}, .groups = 2}, options, rng),
+        fc(Matrix<S>(noise<S>(6, 7, 14)), options, rng) {}
+};
+
+/// What each part makes of one batch at a rank, below each other.
+template <class S>
+Matrix<S> outputs(const KindsModel<S>& model, Index rank) {
+  const auto at = [&](const auto& part) { return slice(std::min(rank, part.max_rank())); };
+  const std::vector<Index> ids{3, 0, 8};
+  const Matrix<S> embedded = model.wte.forward(ids, at(model.wte));
+  const Matrix<S> convolved = model.conv.forward(noise<S>(model.conv.in_features(), 3, 5), at(model.conv));
+  const Matrix<S> grouped = model.grouped.forward(noise<S>(model.grouped.in_features(), 3, 6), at(model.grouped));
+  const Matrix<S> mapped = model.fc.forward(noise<S>(7, 3, 7), at(model.fc));
+  Matrix<S> all(embedded.rows() + convolved.rows() + grouped.rows() + mapped.rows(), 3);
+  all << embedded, convolved, grouped, mapped;
+  return all;
+}
+
+/// DoRA in all layers: with a magnitude for all ranks, and for each.
+template <class S>
+struct DoraModel {
+  using Scalar = S;
+  struct Gradients {};
+  using Shared = DoraLinear<S>;
+  using Nested = DoraLinear<S, LowRank<S>, DenseWeight<S>, Magnitude::nested>;
+  static constexpr Index layers = 2;
+
+  Shared q;
+  Nested v;
+
+  explicit DoraModel(LowRankOptions options = {.max_rank = peft_rank, .alpha = peft_alpha}, std::uint64_t seed = 2)
+      : DoraModel(options, Rng(1)) {
+    randomize<DoraModel>(*this, seed);
+  }
+
+  Index max_rank() const { return peft_rank; }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    Shared::zip_parameters(scoped("q", f), t.q...);
+    Nested::zip_parameters(scoped("v", f), t.v...);
+  }
+
+ private:
+  DoraModel(LowRankOptions options, Rng rng)
+      : q(Matrix<S>(noise<S>(6, 7, 15)), {.adapter = options}, rng), v(Matrix<S>(noise<S>(5, 7, 16)), {.adapter = options}, rng) {}
+};
+
+template <class S>
+Matrix<S> outputs(const DoraModel<S>& model, Index rank) {
+  const Matrix<S> x = noise<S>(7, 3, 7);
+  const auto at = [&](const auto& part) { return slice(std::min(rank, part.max_rank())); };
+  Matrix<S> all(11, 3);
+  all << model.q.forward(x, at(model.q)), model.v.forward(x, at(model.v));
+  return all;
+}
+
+}  // namespace dylora::test
+
+#endif
