@@ -2,7 +2,7 @@
 # From a bare machine to the result of the benchmarks: installs what is missing, builds them for this machine, runs them.
 #
 #   benchmarks/run.sh [--json FILE]             how fast it is: step_ratio, gpt_step, compile_time; one table, whose rows FILE gets as a list
-#   benchmarks/run.sh BENCHMARK [ARGUMENTS]     one of these, or rank_sweep
+#   benchmarks/run.sh BENCHMARK [ARGUMENTS]     one of these, or rank_sweep, or method_ratio: what each method costs beside LoRA
 #
 # Other libraries are there to compare with. Where one cannot be had, its rows are left out.
 set -eu
@@ -25,6 +25,7 @@ build=$root/build/benchmarks
   install_missing g++ make cmake libeigen3-dev nlohmann-json3-dev libcli11-dev
   case $names in
     rank_sweep) install_missing gnuplot-nox ;;
+    method_ratio) ;; # compares our own with each other
     *) for peer in libopenblas0-pthread libopenblas0-openmp '^libdnnl[0-9.]*$' python3-torch; do install_missing "$peer"; done ;;
   esac
   cmake --preset bench -S "$root" -B "$build"
