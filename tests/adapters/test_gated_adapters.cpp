@@ -197,7 +197,8 @@ TEMPLATE_TEST_CASE("a linear layer runs gated adapters along with its base and h
     CHECK(gap(in_double(dx), in_double<S>(W.transpose() * dy + apart.dx)) < rounding<S>);
     CHECK(same_bits(Matrix<S>(d_weights.view()), apart.d_weights));
   }
-  // At no rank nobody asks for weights.
+  // At no rank nobody asks for weights; at others a forward without a cache has none to give.
+  CHECK_THROWS_SAYING(std::invalid_argument, layer.forward(x, 1), "GatedAdapters::add_forward: weights", "got none");
   CHECK(same_bits(layer.forward(x, RankSlice::none()), FrozenLinear<S>(DenseWeight<S>(W)).forward(x, RankSlice::none())));
 }
 
@@ -288,8 +289,23 @@ TEST_CASE("gated adapters refuse what does not fit and say what was expected and
                       "got 4");
   CHECK_THROWS_SAYING(ShapeError, Adapters(trained_adapters<float>({4, 4, 4})).add_backward(x, dy, cache, gradients, dx),
                       "components of the cached h", "expected 12", "got 9");
+  CHECK_THROWS_SAYING(ShapeError, Adapters(trained_adapters<float>({4, 2, 2, 1})).add_backward(x, dy, cache, gradients, dx),
+                      "weights in the cache (adapters)", "expected 4", "got 3");
   CHECK(dx.isZero(0));
   CHECK(d_weights.view().isZero(0));
+}
+
+TEST_CASE("the weights of gated adapters are used up by a forward and must be given again before the next") {
+  const GatedAdapters<float> gated(trained_adapters<float>({4, 4, 4}));
+  const Matrix<float> x = noise<float>(in, samples, 1);
+  Matrix<float> y = Matrix<float>::Zero(out, samples);
+  const Buffer<float> weights = buffer_of<float>(noise<float>(3, samples, 3));
+  GatedAdapters<float>::Cache cache;
+  for (const RankSlice rank : {RankSlice(3), RankSlice::none()}) {
+    cache.weights = &weights;
+    gated.add_forward(x, rank, cache, y);
+    CHECK_THROWS_SAYING(std::invalid_argument, gated.add_forward(x, 3, cache, y), "GatedAdapters::add_forward: weights", "got none");
+  }
 }
 
 TEST_CASE("adapters of largest rank 0 leave y as it was and take any rank") {

@@ -4,12 +4,15 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "dylora/layers/linear.hpp"
 #include "dylora/train/adamw.hpp"
 #include "support/catch.hpp"
+#include "support/threads.hpp"
 #include "support/throws.hpp"
 #include "support/values.hpp"
 
@@ -241,6 +244,31 @@ TEST_CASE("weights that cannot be decomposed are refused") {
   refused([](const auto& weight, const auto& options) { return pissa_residual<float>(weight, options); }, "pissa_residual");
   refused([](const auto& weight, const auto& options) { return olora_init<float>(weight, options); }, "olora_init");
   refused([](const auto& weight, const auto& options) { return olora_residual<float>(weight, options); }, "olora_residual");
+}
+
+TEST_CASE("a start has the same bits for any number of threads") {
+  const Matrix<double> W = noise<double>(670, 670, 4);  // large enough for Eigen's own threads to change those of PiSSA
+  const auto same = [&](auto init) {
+    const Initialized<double> expected = init();
+    for_each_threading([&] { return std::optional(init()); },
+                       [&](const std::optional<Initialized<double>>& got, const std::string& where) {
+                         INFO(where);
+                         CHECK(same_bits(got->current.A, expected.current.A));
+                         CHECK(same_bits(got->current.B, expected.current.B));
+                       });
+  };
+  same([&] { return pissa_init<double>(W, {.max_rank = 670}); });
+  same([&] { return olora_init<double>(W, {.max_rank = 670}); });
+}
+
+TEST_CASE("what is thrown where Eigen is serial is thrown again") {
+  int calls = 0;
+  const auto fails = [&] {
+    ++calls;
+    throw std::runtime_error("the body");
+  };
+  CHECK_THROWS_SAYING(std::runtime_error, detail::with_serial_eigen(fails), "the body");
+  CHECK(calls == 1);
 }
 
 TEMPLATE_TEST_CASE("a Gaussian start has the deviation that was asked for and by default that of PEFT", "", float, double) {

@@ -139,18 +139,46 @@ TEST_CASE("a frozen sweep over the ranks of a model trains every component of an
   }
 }
 
-TEST_CASE("a cut adapter stays at what it has") {
+TEMPLATE_TEST_CASE("a cut adapter has at every rank of the model as many components as before or all that are left", "", float, double) {
+  using S = TestType;
+  const Matrix<S> x = noise<S>(in, 6, 1), dy = noise<S>(out, 6, 2);
   for (Index components = 0; components <= 3; ++components) {
-    auto adapter = share_of<double>(3, 8), whole = adapter;
+    auto adapter = share_of<S>(3, 8), whole = adapter;
     truncate(adapter, components);
     CHECK(adapter.max_rank() == 8);
+    CHECK(adapter.components() == components * 8 / 3);
     CHECK(adapter.rank_of(adapter.components()) == components);
     if (adapter.components() < 8) CHECK(adapter.rank_of(adapter.components() + 1) == components + 1);
     for (Index b = 1; b <= 8; ++b) {
-      const Index left = std::min(components, whole.rank_of(b));
-      CHECK(same_bits(adapter.delta(b), whole.inner.delta(left == 0 ? RankSlice::none() : RankSlice(left))));
+      for (const Index t : {Index{0}, b - 1, b}) {
+        const Index left = std::min(components, whole.rank_of(b));
+        const RankSlice own = left == 0 ? RankSlice::none() : RankSlice(left, std::min(left, whole.rank_of(t)));
+        const auto got = run_once(adapter, x, dy, RankSlice(b, t)), expected = run_once(whole.inner, x, dy, own);
+        CHECK(same_bits(got.y, expected.y));
+        CHECK(same_bits(got.dx, expected.dx));
+        CHECK(same_bits(component_values<LowRank<S>>(got.gradients, 0), component_values<LowRank<S>>(expected.gradients, 0, components)));
+        CHECK(same_bits(adapter.delta(b), whole.inner.delta(own)));
+      }
     }
   }
+}
+
+TEST_CASE("a cut adapter refuses a cache of components that it had") {
+  const auto whole = share_of<double>(3, 8);
+  auto cut = whole;
+  truncate(cut, 1);
+  const Matrix<double> x = noise<double>(in, 2, 1), dy = noise<double>(out, 2, 2);
+  Matrix<double> y = Matrix<double>::Zero(out, 2), dx = Matrix<double>::Zero(in, 2);
+  auto gradients = zeros_like(cut);
+  LowRank<double>::Cache cache;
+  whole.add_forward(x, 3, cache, y);  // 2 of 3
+  CHECK_THROWS_SAYING(std::invalid_argument, cut.add_backward(x, dy, cache, gradients, dx), "cache", "max_rank = 1", "got 2");
+  CHECK_THROWS_SAYING(std::invalid_argument, cut.add_forward(x, 9, cache, y), "Proportional::add_forward", "max_rank = 8", "got 9");
+  CHECK(dx.isZero(0));
+  CHECK(values<LowRank<double>>(gradients).isZero(0));
+  whole.add_forward(x, 2, cache, y);  // 1 of 3
+  cut.add_backward(x, dy, cache, gradients, dx);
+  CHECK_FALSE(dx.isZero(0));
 }
 
 TEST_CASE("factors come back at the rank of the model") {

@@ -10,11 +10,13 @@
 #include "dylora/core/adapter_ranks.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/concepts.hpp"
+#include "dylora/core/parallel.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/testing/gradient_check.hpp"
 #include "support/catch.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"
+#include "support/threads.hpp"
 #include "support/throws.hpp"
 #include "support/values.hpp"
 
@@ -380,6 +382,29 @@ TEMPLATE_LIST_TEST_CASE("an adapter's cache is overwritten by each forward and r
       CHECK(same_bits(values<A>(gradients), values<A>(clean.gradients)));
     }
   });
+}
+
+// Past the threshold for threads, with edges in every direction.
+TEMPLATE_LIST_TEST_CASE("an adapter gives the same bits on any number of threads", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  using S = typename A::Scalar;
+  constexpr Index in = 71, out = 61, samples = 401, many = 301, max_rank = 31;
+  static_assert(out * max_rank * many > parallel_work);
+  A adapter = make_adapter<A>(in, out, max_rank, 10);
+  randomize<A>(adapter, 3);
+  const Matrix<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
+  std::vector<RankSlice> mix(samples, max_rank);
+  std::fill(mix.begin() + many, mix.begin() + 360, RankSlice(17, 6));
+  std::fill(mix.begin() + 360, mix.end(), RankSlice::none());
+  for (const BatchRanks& ranks : {BatchRanks(max_rank), BatchRanks::per_sample(mix)}) {
+    LawCount::add_case();
+    const auto call = [&] { return run(adapter, x, dy, ranks); };
+    const auto expected = call();
+    for_each_threading(call, [&](const AdapterResult<A>& result, const std::string& where) {
+      INFO(where);
+      CHECK(result == expected);
+    });
+  }
 }
 
 TEMPLATE_LIST_TEST_CASE("an adapter refuses what does not fit and says what was expected and what came", "[laws]", AdaptersUnderTest) {

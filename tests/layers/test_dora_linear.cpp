@@ -1,6 +1,12 @@
 #include "dylora/layers/dora_linear.hpp"
 
+#include "dylora/adapters/initialized.hpp"
+#include "dylora/adapters/multi.hpp"
+#include "dylora/adapters/nola.hpp"
+#include "dylora/adapters/proportional.hpp"
 #include "dylora/testing/gradient_check.hpp"
+#include "dylora/train/adamw.hpp"
+#include "dylora/train/parameter_groups.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"
 #include "support/threads.hpp"
@@ -186,6 +192,40 @@ TEMPLATE_TEST_CASE("oracle of DoRA: the factored norms are the direct ones at ev
   }
 }
 
+/// A weight that can be copied but not read in place.
+template <class S>
+class Closed {
+ public:
+  using Scalar = S;
+  explicit Closed(DenseWeight<S> weight) : weight_(std::move(weight)) {}
+  Index rows() const { return weight_.rows(); }
+  Index cols() const { return weight_.cols(); }
+  void apply(ConstMatrixRef<S> x, MatrixRef<S> y) const { weight_.apply(x, y); }
+  void add_apply_transposed(ConstMatrixRef<S> dy, MatrixRef<S> dx) const { weight_.add_apply_transposed(dy, dx); }
+  Matrix<S> dense() const { return weight_.dense(); }
+  Vector<S> dense_bias() const { return weight_.dense_bias(); }
+
+ private:
+  DenseWeight<S> weight_;
+};
+
+TEMPLATE_TEST_CASE("the norms know no bias, and one far larger than the weights takes no digit from them", "", float, double) {
+  using S = TestType;
+  const auto layer = trained_layer<Shared<S>>(11, 9, 5);
+  const RowMatrix<S> rows = layer.base.W;
+  const Vector<S> bias = layer.base.bias, large = 1e6 * noise<S>(9, 1, 7);
+  const DoraLinear<S> owned({layer.base.W, large}, layer.adapter);
+  using View = WeightView<S, RowMatrix<S>>;
+  const DoraLinear<S, LowRank<S>, View> viewed(View(rows, large), layer.adapter);
+  const DoraLinear<S, LowRank<S>, Closed<S>> closed(Closed<S>(layer.base), layer.adapter);
+  for (Index b = 1; b <= 5; ++b) {
+    const Vector<S> norms = layer.row_norms(b);
+    CHECK(same_bits(owned.row_norms(b), norms));
+    CHECK(gap(in_double<S>(viewed.row_norms(b)), in_double<S>(norms)) < rounding<S>);
+    CHECK(gap(in_double<S>(closed.row_norms(b)), in_double<S>(norms)) < rounding<S>);
+  }
+}
+
 TEMPLATE_TEST_CASE("oracle of DoRA: what was merged can be taken out again", "", float, double) {
   using S = TestType;
   const auto layer = trained_layer<Shared<S>>(11, 9, 5);
@@ -259,6 +299,10 @@ TEMPLATE_TEST_CASE("weight decay on the magnitude shrinks the rows, and a step t
   AdamW decaying(layer, {.lr = 0.1, .weight_decay = 0.5});
   decaying.step(layer, zeros_like(layer));
   CHECK(gap(in_double<S>(layer.magnitude), 0.95 * in_double<S>(before)) < rounding<S>);
+  const Vector<S> decayed = layer.magnitude;
+  AdamW sparing(layer, {.lr = 0.1, .weight_decay = 0.5, .groups = without_decay({"lora_magnitude_vector"})});
+  sparing.step(layer, zeros_like(layer));
+  CHECK(same_bits(layer.magnitude, decayed));
   CHECK(names(layer) == std::vector<std::string>{"lora_A", "lora_B", "lora_magnitude_vector"});
 }
 
@@ -350,6 +394,37 @@ TEST_CASE("what does not fit a decomposed layer is refused by name") {
   CHECK_THROWS_SAYING(std::invalid_argument, layer.row_norms(4), "DoraLinear::row_norms", "max_rank = 3", "got 4");
   layer.magnitude.setOnes(4);
   CHECK_THROWS_SAYING(ShapeError, layer.forward(noise<float>(7, 2, 1), 2), "rows of magnitude", "expected 5", "got 4");
+}
+
+template <class A>
+inline constexpr bool can_be_decomposed = requires { typename DoraLinear<double, A>; };
+
+TEST_CASE("a decomposed layer takes an adapter that is a pair of factors and no other") {
+  STATIC_REQUIRE(can_be_decomposed<LowRank<double>>);
+  STATIC_REQUIRE_FALSE(can_be_decomposed<MultiLora<double>>);
+  STATIC_REQUIRE_FALSE(can_be_decomposed<Nola<double>>);
+  STATIC_REQUIRE_FALSE(can_be_decomposed<Initialized<double>>);
+  STATIC_REQUIRE_FALSE(can_be_decomposed<Proportional<LowRank<double>>>);
+  STATIC_REQUIRE_FALSE(can_be_decomposed<Dropout<LowRank<double>>>);
+}
+
+TEST_CASE("after a call that has thrown there is nothing to go back through") {
+  for (const NormGradient norm_gradient : {NormGradient::detached, NormGradient::exact}) {
+    auto layer = trained_layer<Shared<double>>(7, 6, 5);
+    layer.norm_gradient = norm_gradient;
+    const Matrix<double> x = noise<double>(7, 4, 1), dy = noise<double>(6, 4, 2);
+    Matrix<double> y(6, 4), dx(7, 4);
+    Shared<double>::Cache cache;
+    layer.apply(x, 1, cache, y);
+    const auto magnitude = layer.magnitude;
+    layer.magnitude.setOnes(4);
+    CHECK_THROWS_AS(layer.apply(x, 5, cache, y), ShapeError);
+    layer.magnitude = magnitude;
+    auto gradients = zeros_like(layer);
+    CHECK_THROWS_SAYING(ShapeError, layer.set_backward(x, dy, cache, gradients, dx), "DoraLinear::backward", "filled by apply",
+                        "expected 0", "got 4");
+    CHECK(values<Shared<double>>(gradients).isZero(0));
+  }
 }
 
 TEST_CASE("a projection adds to dx what it would set it to") {

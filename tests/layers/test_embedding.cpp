@@ -395,6 +395,15 @@ TEST_CASE("an embedding refuses what does not fit and says what was expected and
   truncate(cut, 0);
   auto no_gradients = zeros_like(cut);
   CHECK_THROWS_SAYING(std::invalid_argument, cut.backward(dy, cache, no_gradients), "cache", "[0, 0]", "got 3");
+  // Of a larger table, whose ids this one may not have, and of a smaller one.
+  Rng drawn(1);
+  for (const Index other_vocabulary : {vocabulary + 4, vocabulary - 1}) {
+    const E other(noise<float>(width, other_vocabulary, 1), {.max_rank = 5}, drawn);
+    E::Cache its_cache;
+    (void)other.forward(std::vector<Index>(tokens, other_vocabulary - 1), 3, its_cache);
+    CHECK_THROWS_SAYING(ShapeError, embedding.backward(dy, its_cache, gradients), "Embedding::backward: vocabulary of the cache",
+                        "expected 11", "got " + std::to_string(other_vocabulary));
+  }
   CHECK(values<E>(gradients).isZero(0));
 
   E torn = embedding;

@@ -362,6 +362,39 @@ TEMPLATE_LIST_TEST_CASE("copies of linked caches and gradients are chains of the
   CHECK(same_bits(all_values<typename K::Link>(gradients), all_values<typename K::Link>(expected)));
 }
 
+TEMPLATE_LIST_TEST_CASE("copies of linked caches and gradients, and those that have moved, are refused until they are linked", "",
+                        InFloat) {
+  using K = TestType;
+  const auto links = K::links(3);
+  const Batch<K> batch(3, 4, 1);
+  Matrix<float> y(6, 4), dx(6, 4);
+  std::vector<typename K::Cache> caches(3);
+  auto gradients = zeros(links);
+  link(links, caches);
+  auto copies = caches;
+  for (std::size_t n = 0; n < 3; ++n)
+    CHECK_THROWS_SAYING(std::invalid_argument, links[n].apply(batch.x[n], 3, copies[n], y), "cache", "linked for this adapter", "moved");
+  (void)batch.forward(links, 3, caches);
+  caches.reserve(caches.capacity() + 1);  // what was linked is no longer there
+  for (std::size_t n = 0; n < 3; ++n)
+    CHECK_THROWS_SAYING(std::invalid_argument, links[n].apply(batch.x[n], 3, caches[n], y), "cache", "linked for this adapter", "moved");
+  link(links, caches);
+  (void)batch.forward(links, 3, caches);
+  caches.reserve(caches.capacity() + 1);  // for a backward they may move
+  auto expected = zeros(links);
+  link(expected);
+  const auto dx_expected = batch.backward(links, caches, expected);
+
+  link(gradients);
+  gradients.reserve(gradients.capacity() + 1);
+  CHECK_THROWS_SAYING(std::invalid_argument, links[2].set_backward(batch.x[2], batch.dy[2], caches[2], gradients[2], dx), "gradients",
+                      "that were linked", "moved");
+  link(gradients);
+  const auto got = batch.backward(links, caches, gradients);
+  for (std::size_t n = 0; n < 3; ++n) CHECK(same_bits(got[n], dx_expected[n]));
+  CHECK(same_bits(all_values<typename K::Link>(gradients), all_values<typename K::Link>(expected)));
+}
+
 TEMPLATE_LIST_TEST_CASE("a link refuses what an earlier batch has left", "", InFloat) {
   using K = TestType;
   const auto links = K::links(3);

@@ -1,6 +1,7 @@
 #include "dylora/train/fold.hpp"
 
 #include <Eigen/QR>
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <span>
@@ -59,6 +60,51 @@ void train(Linear<double>& layer, AdamW<Linear<double>>& optimizer, Index first,
     layer.backward(loss.gradient, cache, gradients);
     optimizer.step(layer, gradients);
   }
+}
+
+/// The layer after each of 20 steps, where after_step(step, layer, optimizer) may change it between two.
+template <class AfterStep>
+std::vector<Vector<double>> trajectory(AfterStep after_step) {
+  Linear<double> layer = trained_layer<double>();
+  AdamW optimizer(layer, {.lr = 0.01});
+  std::vector<Vector<double>> states;
+  for (Index step = 0; step < 20; ++step) {
+    train(layer, optimizer, step, 1);
+    after_step(step, layer, optimizer);
+    states.emplace_back(layer.base.W.size() + parameter_count(layer));
+    states.back() << layer.base.W.reshaped(), values<Linear<double>>(layer);
+  }
+  return states;
+}
+
+/// The first step after which two runs differ in a bit; 20 if they never do.
+Index first_difference(const std::vector<Vector<double>>& run, const std::vector<Vector<double>>& other) {
+  return std::mismatch(run.begin(), run.end(), other.begin(), same_bits<Vector<double>, Vector<double>>).first - run.begin();
+}
+
+/// A run of LoRA, which knows of no stages.
+std::vector<Vector<double>> plain_run() {
+  return trajectory([](auto&&...) {});
+}
+
+/// A run that folds where a stage ends.
+template <Stages T>
+std::vector<Vector<double>> staged_run(const T& stages) {
+  return trajectory([&, rng = Rng(4)](Index step, auto& layer, auto& optimizer) mutable {
+    if (!stages.ends_after(step)) return;
+    fold(layer, max_rank, rng);
+    optimizer = AdamW(layer, optimizer.options());
+  });
+}
+
+/// The same by hand: after each of these steps Δ is added to W, and adapter and optimiser are new.
+std::vector<Vector<double>> run_by_hand(const std::vector<Index>& last_steps) {
+  return trajectory([&, rng = Rng(4)](Index step, auto& layer, auto& optimizer) mutable {
+    if (std::find(last_steps.begin(), last_steps.end(), step) == last_steps.end()) return;
+    layer.base.W += layer.adapter.delta(max_rank);
+    layer.adapter = LowRank<double>(in, out, layer.adapter.options, rng);
+    optimizer = AdamW(layer, {.lr = 0.01});
+  });
 }
 
 using Adapted = Linear<double>;
@@ -183,17 +229,15 @@ TEMPLATE_TEST_CASE("oracle of PeriodicLoRA: the continuous momentum leaves the o
 }
 
 TEST_CASE("oracle of PeriodicLoRA: without an unload the trajectory is that of LoRA bit for bit") {
-  const EveryInterval stages(std::numeric_limits<Index>::max());
-  Linear<double> folding = trained_layer<double>(), plain = folding;
-  AdamW one(folding, {.lr = 0.01}), other(plain, {.lr = 0.01});
-  Rng rng(4);
-  for (Index step = 0; step < 20; ++step) {
-    train(folding, one, step, 1);
-    if (stages.ends_after(step)) fold(folding, max_rank, rng);
-  }
-  train(plain, other, 0, 20);
-  CHECK(same_bits(values<Linear<double>>(folding), values<Linear<double>>(plain)));
-  CHECK(same_bits(folding.base.W, plain.base.W));
+  const Index never = std::numeric_limits<Index>::max();
+  for (const Index interval : {Index{21}, Index{40}, never})
+    CHECK(first_difference(staged_run(EveryInterval(interval)), plain_run()) == 20);
+  for (const Index interval : {1, 7, 19, 20}) CHECK(first_difference(staged_run(EveryInterval(interval)), plain_run()) == interval - 1);
+}
+
+TEST_CASE("oracle of PeriodicLoRA: a run is that of adding each interval's product to W by hand bit for bit") {
+  CHECK(first_difference(staged_run(EveryInterval(7)), run_by_hand({6, 13})) == 20);
+  CHECK(first_difference(staged_run(EveryInterval(5)), run_by_hand({4, 9, 14, 19})) == 20);
 }
 
 TEST_CASE("oracle of PeriodicLoRA: k stages of rank r change W by rank k r") {
@@ -246,17 +290,14 @@ TEST_CASE("oracle of Chain of LoRA: a knot and a fresh link leave the output as 
 }
 
 TEST_CASE("oracle of Chain of LoRA: a chain of one link is LoRA bit for bit") {
-  const Knots knots({20});
-  Linear<double> chained = trained_layer<double>(), plain = chained;
-  AdamW one(chained, {.lr = 0.01}), other(plain, {.lr = 0.01});
-  Rng rng(4);
-  for (Index step = 0; step < 20; ++step) {
-    train(chained, one, step, 1);
-    if (knots.ends_after(step)) fold(chained, max_rank, rng);
-  }
-  train(plain, other, 0, 20);
-  CHECK(same_bits(values<Linear<double>>(chained), values<Linear<double>>(plain)));
-  CHECK(same_bits(chained.base.W, plain.base.W));
+  for (const Knots& one : {Knots({20}), Knots::equal(1, 20), Knots({12}), Knots({21, 5})})
+    CHECK(first_difference(staged_run(one), plain_run()) == 20);
+  for (const Index knot : {1, 12, 20}) CHECK(first_difference(staged_run(Knots({knot, 8})), plain_run()) == knot - 1);
+}
+
+TEST_CASE("oracle of Chain of LoRA: a chain is that of tying its knots by hand bit for bit") {
+  CHECK(first_difference(staged_run(Knots({7, 2, 11})), run_by_hand({6, 8})) == 20);
+  CHECK(first_difference(staged_run(Knots::equal(3, 20)), run_by_hand({6, 13})) == 20);
 }
 
 TEST_CASE("oracle of Chain of LoRA: the change of W is the sum of the links") {
@@ -390,10 +431,44 @@ TEST_CASE("what cannot be folded is refused by name and nothing has changed") {
   refused(wide, 4, {}, [](auto call) { CHECK_THROWS_SAYING(std::invalid_argument, call(), "max_rank", "[0, 8]", "got 9"); });
 }
 
-TEST_CASE("a layer that trains more than its adapter is not folded") {
+TEST_CASE("a sum that is not finite is refused by the name of its layer and nothing has changed") {
+  using Two = Attention<float>;
+  Rng rng(1);
+  const auto projection = [&] { return Linear<float>(Matrix<float>(noise<float>(8, 8, 1)), {.max_rank = 4, .alpha = 4}, rng); };
+  Two model{projection(), projection(), projection(), projection(), {.heads = 2}};
+  randomize<Two>(model, 2);
+  const float most = std::numeric_limits<float>::max();
+  Two product = model, sum = model;
+  product.o.adapter.A.setConstant(1e20f);  // every factor is finite
+  product.o.adapter.B.setConstant(1e20f);
+  sum.o.base.W.setConstant(most);  // and here Δ is too
+  sum.o.adapter.A.setConstant(1);
+  sum.o.adapter.B.setConstant(most / 16);
+  for (const Two& from : {product, sum}) {
+    for (const double m : {0.5, 1.0}) {
+      Two changed = from;
+      Rng draws(5);
+      CHECK_THROWS_SAYING(NonFiniteError, fold(changed, 4, draws, {.fraction = m}), "fold: layer o_proj: W", "expected a finite sum");
+      CHECK(same_bits(frozen_values(changed), frozen_values(from)));
+      CHECK(equal_bits<float>(values<Two>(changed), values<Two>(from)));
+      CHECK(draws.state() == Rng(5).state());
+    }
+  }
+  fold(sum, 4, rng, {.fraction = 1e-9});  // what is added is rounded away
+  CHECK(sum.o.base.W == Matrix<float>::Constant(8, 8, most));
+}
+
+TEST_CASE("a layer that trains more than its adapter is not folded and no checkpoint need hold its weight") {
   Rng rng(1);
   WithMagnitude layer{Matrix<double>(noise<double>(out, in, 1)), LowRank<double>(in, out, {.max_rank = 2}, rng)};
   CHECK_THROWS_SAYING(std::invalid_argument, fold(layer, 2, rng), "fold: layer", "trains its adapter alone", "further parameters");
+  const auto folded = [](auto& model) {
+    FoldedWeights weights{model};
+    return names(weights);
+  };
+  CHECK(folded(layer).empty());
+  Linear<double> alone(layer.base, layer.adapter);
+  CHECK(folded(alone) == std::vector<std::string>{"weight"});
 }
 
 TEST_CASE("a fraction is folded of an adapter that is the product of what it trains and of no other") {

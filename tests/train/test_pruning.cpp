@@ -4,6 +4,7 @@
 #include <limits>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "dylora/adapters/dropout.hpp"
@@ -52,6 +53,14 @@ void see(Pruning<Layer>& pruning, Layer& layer, const Matrix<double>& x) {
   pruning.before_step(layer, gradients);
   CHECK(gradients.adapter.input_squares.size() == 0);  // taken
 }
+
+/// A checkpoint whose norms are not numbers.
+struct SpoiltArchive {
+  void same(const std::string&, auto) {}
+  void operator()(const std::string&, auto& value, auto&&) {
+    if constexpr (std::is_same_v<decltype(value), std::vector<double>&>) value.back() = nan<double>;
+  }
+};
 
 /// One step on a regression.
 void train(Layer& layer, AdamW<Layer>& optimizer, Pruning<Layer>& pruning, Index step) {
@@ -182,6 +191,19 @@ TEST_CASE("a row that has an entry keeps one, and among equals the zeros and the
   CHECK(ones.rightCols(4).isOnes(0));
 }
 
+TEST_CASE("a row keeps an entry at every fraction below 1") {
+  for (const double p : {1 - 1e-9, 1 - 1e-12, std::nextafter(1.0, 0.0)}) {
+    for (const Index columns : {1, 2, 10}) {
+      RowMatrix<double> A = noise<double>(max_rank, columns, 2);
+      prune_rows(A, Vector<double>(Vector<double>::Ones(columns)), p);
+      for (Index i = 0; i < max_rank; ++i) CHECK(zeros(A, i) == columns - 1);
+    }
+  }
+  RowMatrix<double> nothing(2, 0);
+  prune_rows(nothing, Vector<double>(0), 0.5);
+  CHECK(nothing.rows() == 2);
+}
+
 TEST_CASE("what was pruned grows again until the next pruning, unless it is kept") {
   for (const bool keeps : {false, true}) {
     Layer layer = new_layer();
@@ -303,6 +325,44 @@ TEST_CASE("a pruning that cannot be is refused by name and nothing has changed")
   RowMatrix<double> A = noise<double>(2, in + 1, 1);
   CHECK_THROWS_SAYING(ShapeError, prune_rows(A, some_norms(), 0.5), "norms", "expected 11", "got 10");
   CHECK(same_bits(values<Layer>(layer), before));
+}
+
+TEST_CASE("what is not a number has no order: it is refused by name and nothing has changed") {
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const double bad : {nan<double>, infinity, -infinity}) {
+    RowMatrix<double> A = noise<double>(2, in, 1);
+    A(1, 3) = bad;
+    const RowMatrix<double> before = A;
+    CHECK_THROWS_SAYING(NonFiniteError, prune_rows(A, some_norms(), 0.5), "prune_rows: A", "finite", "NaN");
+    CHECK(same_bits(A, before));
+    RowMatrix<double> whole = noise<double>(2, in, 1);
+    const RowMatrix<double> kept = whole;
+    Vector<double> norms = some_norms();
+    norms[4] = bad;
+    CHECK_THROWS_SAYING(NonFiniteError, prune_rows(whole, norms, 0.5), "prune_rows: norms", "finite", "NaN");
+    CHECK(same_bits(whole, kept));
+  }
+  using Slices = Linear<double, Observed<Stacked<LowRank<double>>>>;
+  Rng rng(1);
+  Slices layer(Matrix<double>(noise<double>(8, 8, 1)), {.adapters = {{.max_rank = 4}, {.max_rank = 2}}}, rng);
+  randomize<Slices>(layer, 2);
+  Pruning pruning(layer, {.interval = 1});
+  Slices::Cache cache;
+  auto gradients = zeros_like(layer);
+  (void)layer.forward(noise<double>(8, 6, 3), 4, cache);
+  (void)layer.backward(noise<double>(8, 6, 4), cache, gradients);
+  pruning.before_step(layer, gradients);
+  layer.adapter.inner.slices[1].A(0, 0) = nan<double>;
+  const Vector<double> before = values<Slices>(layer);
+  CHECK_THROWS_SAYING(NonFiniteError, pruning.after_step(layer), "Pruning: 1.lora_A", "finite", "NaN");
+  CHECK(equal_bits<double>(values<Slices>(layer), before));  // the first slice too
+  CHECK(pruning.steps() == 0);
+  randomize<Slices>(layer, 2);
+  const Vector<double> whole = values<Slices>(layer);
+  SpoiltArchive archive;
+  pruning.state(archive);
+  CHECK_THROWS_SAYING(NonFiniteError, pruning.after_step(layer), "Pruning: norms of the inputs of 0.lora_A", "finite", "NaN");
+  CHECK(equal_bits<double>(values<Slices>(layer), whole));
 }
 
 }  // namespace dylora::test

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <limits>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -34,9 +32,12 @@ namespace dylora {
 ///     optimizer = AdamW(layer, optimizer.options());
 ///     gradients = zeros_like(layer);
 ///
-/// A link that has fewer components than b uses all it has. Only the last one is a parameter: optimisers see it alone, and a chain is cut
-/// (core/adapter_ranks.hpp) by cutting it: the links before then use no more components than it has left. Checkpoints
-/// and the files of parameters keep all, into a chain of as many; factors(), and so the files of adapters, have all as one pair.
+/// Only the last link is a parameter: optimisers see it alone, and a chain is cut (core/adapter_ranks.hpp) by cutting it, since the links
+/// before use no more components than it has. So no link may be larger than one after it; a stage that is to train fewer components draws
+/// lower ranks, whose link is the same function as a smaller one. A smaller link uses all it has at ranks above.
+///
+/// Checkpoints and the files of parameters keep all links, into a chain of as many; factors(), and so the files of adapters, have all as one
+/// pair, which set_factors takes as one link.
 template <class Inner>
   requires MergeableAdapter<Inner> && PortableAdapter<Inner>
 struct Chain {
@@ -53,6 +54,7 @@ struct Chain {
   struct Cache {
     Index samples = 0;
     std::vector<typename Inner::Cache> links;
+    std::vector<Index> components;  // of each link
   };
 
   std::vector<Inner> links;  // the last one is trained
@@ -63,38 +65,32 @@ struct Chain {
     links.emplace_back(in_features, out_features, options, rng);
   }
 
-  /// From links, of which the last one is trained. Throws std::invalid_argument if there is none, ShapeError if their features differ.
+  /// From links, of which the last one is trained. Throws std::invalid_argument if there is none or one is larger than the next, ShapeError if
+  /// their features differ.
   Chain(std::vector<Inner> links_, Options options_) : links(std::move(links_)), options(std::move(options_)) {
     if (links.empty()) throw std::invalid_argument("Chain: expected at least one link, got none");
-    for (const Inner& link : links) {
-      require_equal(link.in_features(), in_features(), "Chain: in_features of a link");
-      require_equal(link.out_features(), out_features(), "Chain: out_features of a link");
+    for (std::size_t j = 0; j < links.size(); ++j) {
+      require_equal(links[j].in_features(), in_features(), "Chain: in_features of a link");
+      require_equal(links[j].out_features(), out_features(), "Chain: out_features of a link");
+      if (j > 0) require_as_large(links[j], links[j - 1].max_rank(), "Chain");
     }
   }
 
   Index in_features() const { return links.back().in_features(); }
   Index out_features() const { return links.back().out_features(); }
-  /// The largest of any link.
-  Index max_rank() const {
-    Index most = 0;
-    for (const Inner& link : links) most = std::max(most, link.max_rank());
-    return most;
-  }
-  /// The most that any link uses.
-  Index components() const {
-    Index most = 0;
-    for (const Inner& link : links) most = std::max(most, std::min(link.components(), cut()));
-    return most;
-  }
+  Index max_rank() const { return links.back().max_rank(); }      ///< of the last link, as no other is larger
+  Index components() const { return links.back().components(); }  ///< of the last link: the others use no more
 
   /// Freezes the last link and adds a fresh one after it. Gradients and optimisers made before are of the last link. Throws as Inner does,
   /// with nothing changed.
   void extend(Rng& rng) { extend(options, rng); }
-  /// With other options, such as a lower rank.
+  /// With other options, such as another alpha. Also throws std::invalid_argument, with nothing changed, if their link is smaller than the
+  /// last one.
   void extend(const Options& of_link, Rng& rng) {
     Inner fresh(in_features(), out_features(), of_link, rng);
+    require_as_large(fresh, max_rank(), "Chain::extend");
     std::vector<Inner> longer = links;
-    for (Inner& link : longer) truncate(link, cut());
+    for (Inner& link : longer) truncate(link, components());
     longer.push_back(std::move(fresh));
     links = std::move(longer);
   }
@@ -107,18 +103,20 @@ struct Chain {
     require_equal(y.rows(), out_features(), "Chain::add_forward: rows of y");
     require_equal(y.cols(), x.cols(), "Chain::add_forward: samples in y");
     cache.links.resize(links.size());
-    const BatchRanks limited = ranks.at_most(cut());
+    const BatchRanks limited = ranks.at_most(components());
     const BatchRanks frozen =
         detail::map_ranks(limited, [](RankSlice rank) { return rank.active == 0 ? rank : RankSlice(rank.active, rank.active); });
+    cache.components.clear();
     for (std::size_t j = 0; j < links.size(); ++j) {
       const BatchRanks& of_link = j + 1 == links.size() ? limited : frozen;
       links[j].add_forward(x, of_link.at_most(links[j].max_rank()), cache.links[j], y);
+      cache.components.push_back(links[j].components());
     }
     cache.samples = x.cols();
   }
 
-  /// The vector-Jacobian product of add_forward at the cached ranks: dx += every link's, gradients += those of the last. Throws ShapeError
-  /// if something does not fit or the cache was not filled.
+  /// The vector-Jacobian product of add_forward at the cached ranks: dx += every link's, gradients += those of the last. Throws ShapeError,
+  /// with nothing added, if something does not fit or the cache was not filled.
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
     require_equal(dy.rows(), out_features(), "Chain::add_backward: rows of dy");
     require_equal(dy.cols(), cache.samples, "Chain::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
@@ -129,19 +127,21 @@ struct Chain {
     require_equal(dx.cols(), dy.cols(), "Chain::add_backward: samples in dx");
     require_shapes(*this, "Chain::add_backward: gradient of", gradients);
     const std::size_t last = links.size() - 1;
-    if (gradients.frozen.size() != last) {
-      gradients.frozen.clear();
-      for (std::size_t j = 0; j < last; ++j) gradients.frozen.push_back(zeros_like(links[j]));
+    for (std::size_t j = 0; j < last; ++j)
+      require_equal(cache.components[j], links[j].components(), "Chain::add_backward: components of a frozen link, against the cache");
+    gradients.frozen.resize(last);
+    for (std::size_t j = 0; j < last; ++j) {
+      if (!fits(links[j], gradients.frozen[j])) gradients.frozen[j] = zeros_like(links[j]);
     }
-    for (std::size_t j = 0; j < last; ++j) links[j].add_backward(x, dy, cache.links[j], gradients.frozen[j], dx);
-    links[last].add_backward(x, dy, cache.links[last], gradients.last, dx);
+    links[last].add_backward(x, dy, cache.links[last], gradients.last, dx);  // first, as it may refuse
+    for (std::size_t j = last; j-- > 0;) links[j].add_backward(x, dy, cache.links[j], gradients.frozen[j], dx);
   }
 
   /// Σⱼ Δ_bʲ as a matrix.
   Matrix<S> delta(RankSlice rank) const {
     require_ranks(rank, in_features(), max_rank(), "Chain::delta");
     Matrix<S> sum = Matrix<S>::Zero(out_features(), in_features());
-    for (const Inner& link : links) sum += link.delta(rank.at_most(cut()).at_most(link.max_rank()));
+    for (const Inner& link : links) sum += link.delta(rank.at_most(components()).at_most(link.max_rank()));
     return sum;
   }
 
@@ -153,7 +153,7 @@ struct Chain {
     Index total = 0;
     bool agree = true;
     for (const Inner& link : links) {
-      LowRankFactors<S> part = link.factors(std::min({rank, cut(), link.max_rank()}));
+      LowRankFactors<S> part = link.factors(std::min({rank, components(), link.max_rank()}));
       if (part.A.rows() == 0) continue;
       total += part.A.rows();
       agree = agree && (parts.empty() || part.scale == parts.front().scale);
@@ -170,21 +170,12 @@ struct Chain {
     return whole;
   }
 
-  /// Becomes a chain that is Δ of these factors: the links that this chain has at some rank, where their components add up to those of the
-  /// factors, so that what factors() gave comes back to its links; else one link with all of them. Throws as Inner::set_factors does, with
-  /// nothing changed.
+  /// Becomes a chain of one link with these factors, whoever wrote them: nothing in a pair says where one link of a chain ends, and so it is
+  /// at its full rank that the link is what factors() was made of, not below. Throws as Inner::set_factors does, with nothing changed.
   void set_factors(LowRankFactors<S> factors) {
-    require_equal(factors.A.cols(), in_features(), "Chain::set_factors: columns of A (in_features)");
-    require_equal(factors.B.rows(), out_features(), "Chain::set_factors: rows of B (out_features)");
-    require_equal(factors.B.cols(), factors.A.rows(), "Chain::set_factors: columns of B (rank) against rows of A");
-    const std::vector<Index> ranks = link_ranks(factors.A.rows());
-    std::vector<Inner> changed(links.begin(), links.begin() + static_cast<std::ptrdiff_t>(ranks.size()));
-    Index first = 0;
-    for (std::size_t j = 0; j < ranks.size(); ++j) {
-      changed[j].set_factors({factors.A.middleRows(first, ranks[j]), factors.B.middleCols(first, ranks[j]), factors.scale});
-      first += ranks[j];
-    }
-    links = std::move(changed);
+    Inner only = links.back();
+    only.set_factors(std::move(factors));
+    links = {std::move(only)};
   }
 
   template <class F, class... T>
@@ -209,20 +200,18 @@ struct Chain {
     }
   }
 
-  /// The components that are left, where the last link was cut.
-  Index cut() const {
-    const Inner& trained = links.back();
-    return trained.components() < trained.max_rank() ? trained.components() : std::numeric_limits<Index>::max();
+  static void require_as_large(const Inner& link, Index before, const char* what) {
+    if (link.max_rank() >= before) return;
+    throw std::invalid_argument(std::string(what) + ": max_rank of a link: expected at least that of the link before it, " +
+                                std::to_string(before) + ", got " + std::to_string(link.max_rank()));
   }
 
-  /// The components of each link at the rank where they are so many together; all in one link, if there is no such rank.
-  std::vector<Index> link_ranks(Index together) const {
-    for (Index rank = 0; rank <= components(); ++rank) {
-      std::vector<Index> ranks;
-      for (const Inner& link : links) ranks.push_back(std::min({rank, cut(), link.components()}));
-      if (std::reduce(ranks.begin(), ranks.end()) == together) return ranks;
-    }
-    return {together};
+  /// Whether these are of the shapes that zeros_like makes for the link.
+  static bool fits(const Inner& link, typename Inner::Gradients& gradients) {
+    bool same = true;
+    Inner::zip_parameters([&](Parameter, const auto& p, const auto& g) { same = same && p.rows() == g.rows() && p.cols() == g.cols(); },
+                          link, gradients);
+    return same;
   }
 };
 

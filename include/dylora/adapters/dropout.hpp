@@ -1,13 +1,10 @@
 #ifndef DYLORA_ADAPTERS_DROPOUT_HPP
 #define DYLORA_ADAPTERS_DROPOUT_HPP
 
-#include <algorithm>
-#include <cmath>
-#include <concepts>
-#include <cstdint>
 #include <optional>
 #include <utility>
 
+#include "dylora/adapters/dropout_mask.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/buffer.hpp"
 #include "dylora/core/concepts.hpp"
@@ -48,8 +45,7 @@ struct Dropout {
   struct Cache {
     std::optional<Rng> rng;
     bool dropped = false;
-    Buffer<std::uint8_t> kept;
-    Buffer<S> x;  // M ∘ x
+    DropoutMask<S> mask;
     typename Inner::Cache inner;
   };
 
@@ -58,7 +54,7 @@ struct Dropout {
 
   /// Throws std::invalid_argument unless 0 ≤ p < 1.
   Dropout(Inner inner_, double probability_) : inner(std::move(inner_)), probability(probability_) {
-    require_option(probability >= 0 && probability < 1, probability, "Dropout: probability", "a number in [0, 1)");
+    DropoutMask<S>::require_probability(probability, "Dropout: probability");
   }
   Dropout(Index in_features, Index out_features, Options options, Rng& rng)
       : Dropout(Inner(in_features, out_features, options.adapter, rng), options.probability) {}
@@ -69,27 +65,21 @@ struct Dropout {
 
   /// y += Δ(M ∘ x). As the inner adapter's, with a pass over x for the mask, four elements of which cost one random word.
   void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    cache.dropped = cache.rng.has_value() && threshold() > 0;
+    cache.dropped = cache.rng && cache.mask.draw(x, probability, *cache.rng);
     if (!cache.dropped) return inner.add_forward(x, ranks, cache.inner, y);
-    auto kept = cache.kept.resize(x.rows(), x.cols());
-    std::uint64_t word = 0;
-    for (Index i = 0; i < kept.size(); ++i, word >>= 16) {
-      if (i % 4 == 0) word = cache.rng->next();
-      kept.data()[i] = (word & 0xffff) >= threshold();
-    }
-    cache.x.resize(x.rows(), x.cols()) = kept.array().template cast<bool>().select(gain() * x.array(), S(0));
-    inner.add_forward(cache.x.view(), ranks, cache.inner, y);
+    inner.add_forward(cache.mask.x(), ranks, cache.inner, y);
   }
 
   /// dx += M ∘ ∂Δ/∂(M ∘ x); gradients += those of the inner adapter at M ∘ x.
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
     if (!cache.dropped) return inner.add_backward(x, dy, cache.inner, gradients.inner, dx);
-    require_equal(dx.rows(), cache.x.rows(), "Dropout::add_backward: rows of dx");
-    require_equal(dx.cols(), cache.x.cols(), "Dropout::add_backward: samples in dx");
-    auto masked = gradients.dx.resize(cache.x.rows(), cache.x.cols());
-    masked.setZero();
-    inner.add_backward(cache.x.view(), dy, cache.inner, gradients.inner, masked);
-    dx.array() += cache.kept.view().array().template cast<bool>().select(gain() * masked.array(), S(0));
+    const auto dropped_x = cache.mask.x();
+    require_equal(dx.rows(), dropped_x.rows(), "Dropout::add_backward: rows of dx");
+    require_equal(dx.cols(), dropped_x.cols(), "Dropout::add_backward: samples in dx");
+    auto dropped_dx = gradients.dx.resize(dx.rows(), dx.cols());
+    dropped_dx.setZero();
+    inner.add_backward(dropped_x, dy, cache.inner, gradients.inner, dropped_dx);
+    cache.mask.add_backward(dropped_dx, dx);
   }
 
   Matrix<S> delta(RankSlice rank) const
@@ -119,12 +109,6 @@ struct Dropout {
   static void zip_parameters(F&& f, T&... t) {
     Inner::zip_parameters(f, t.inner...);
   }
-
- private:
-  std::uint64_t threshold() const {
-    return std::min<std::uint64_t>(0xffff, static_cast<std::uint64_t>(std::llround(probability * 0x1p16)));
-  }
-  S gain() const { return static_cast<S>(1 / (1 - static_cast<double>(threshold()) * 0x1p-16)); }
 };
 
 }  // namespace dylora

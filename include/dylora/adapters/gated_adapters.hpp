@@ -31,7 +31,8 @@ namespace dylora {
 ///     q.add_backward(x, dy, q_cache, q_gradients, dx);            // … and after the last gate.add_backward(h, d_weights, gate_cache, …)
 ///
 /// Component c of all adapters lies side by side, then component c + 1 of those that have one: rank b is a prefix, and all adapters are
-/// one product. Without weights, every call at RankSlice::none() still works.
+/// one product. Without weights a call at RankSlice::none() still works, and no other: so a Linear's forward without a cache, which has no
+/// weights to point to, works there alone.
 template <std::floating_point S>
 class GatedAdapters {
  public:
@@ -42,7 +43,8 @@ class GatedAdapters {
     Buffer<S> dh;
   };
 
-  /// Filled by one forward, read by any number of backward; `weights` is the caller's, and read by forward alone.
+  /// Filled by one forward, read by any number of backward. `weights` is the caller's and read by forward alone, which resets it: the next
+  /// forward has to be told anew, and cannot read what is no longer there.
   struct Cache {
     const Buffer<S>* weights = nullptr;  // ω, k × n
     BatchRanks ranks = RankSlice::none();
@@ -137,6 +139,7 @@ class GatedAdapters {
                     [&](Index row, Index column, Index, S, S gain) { gated(row, column) = gain * h(row, column); });
     });
     cache.ranks = used;
+    cache.weights = nullptr;
     cache.samples = x.cols();
   }
 
@@ -241,7 +244,9 @@ class GatedAdapters {
     require_ranks(cache.ranks, dy.cols(), max_rank(), "GatedAdapters::add_backward: the cache");
     require_in_range(cache.ranks.highest(), 0, max_rank(), "GatedAdapters::add_backward: rank of the cache");  // of other adapters, if 0
     require_equal(cache.h.rows(), rows_at(cache.ranks.highest()), "GatedAdapters::add_backward: components of the cached h");
-    if (cache.h.rows() > 0) require_weights(gradients.d_weights, dy.cols(), "GatedAdapters::add_backward: d_weights");
+    if (cache.h.rows() == 0) return;
+    require_equal(cache.used.rows(), count(), "GatedAdapters::add_backward: weights in the cache (adapters)");
+    require_weights(gradients.d_weights, dy.cols(), "GatedAdapters::add_backward: d_weights");
   }
 
   RowMatrix<S> A_;            // all components × in

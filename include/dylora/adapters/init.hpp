@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <exception>
 #include <string>
 #include <utility>
 
@@ -13,6 +14,7 @@
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/adapters/random_normal.hpp"
 #include "dylora/core/error.hpp"
+#include "dylora/core/parallel.hpp"
 #include "dylora/core/product.hpp"
 #include "dylora/core/random.hpp"
 #include "dylora/core/types.hpp"
@@ -26,7 +28,7 @@
 ///     gaussian_init<float>(in, out, options, rng)               A normal, B = 0
 ///
 /// Include this file only where it is used: the decompositions take long to compile. They are done in double, each sign chosen so that the same
-/// W gives the same factors.
+/// W gives the same factors, bit for bit with any number of threads.
 namespace dylora {
 
 /// W = weight + Δ_max_rank, the published form of PiSSA and OLoRA: `weight` is frozen in the place of W. At a lower rank the adapter lacks
@@ -52,15 +54,38 @@ Exact decomposable(ConstMatrixRef<S> W, Index max_rank, const std::string& what)
   return W.template cast<double>();
 }
 
+/// Calls body() in a team of threads, where Eigen does not start any of its own: it chooses the blocks of a product by their number, which
+/// changes the bits. What body throws is thrown again.
+template <class Body>
+void with_serial_eigen(const Body& body) {
+  std::exception_ptr error;
+  for_each_task(2, parallel_work, [&](Index task) {  // two tasks, since one would have no team
+    if (task > 0) return;
+    try {
+      body();
+    } catch (...) {
+      error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
+}
+
 /// B A = U Σ Vᵀ / s in its first max_rank components: B = U √(Σ/s) and A = √(Σ/s) Vᵀ, with s = s(max_rank).
 template <class S>
 LowRank<S> pissa_factors(ConstMatrixRef<S> W, const LowRankOptions& options, const std::string& what) {
   const Index r = options.max_rank;
   const Exact exact = decomposable<S>(W, r, what);
   if (r == 0) return {RowMatrix<S>(0, W.cols()), Matrix<S>(W.rows(), 0), options};
-  const Eigen::BDCSVD<Exact> svd(exact, Eigen::ComputeThinU | Eigen::ComputeThinV);
-  const Exact U = svd.matrixU().leftCols(r), V = svd.matrixV().leftCols(r);
-  Vector<double> root = (svd.singularValues().head(r) / options.scale(options.alpha, r, r)).cwiseSqrt(), signed_root = root;
+  Exact U, V;
+  Vector<double> sigma;
+  with_serial_eigen([&] {
+    const Eigen::BDCSVD<Exact> svd(exact, Eigen::ComputeThinU | Eigen::ComputeThinV);
+    U = svd.matrixU().leftCols(r);
+    V = svd.matrixV().leftCols(r);
+    sigma = svd.singularValues().head(r);
+  });
+  const Vector<double> root = (sigma / options.scale(options.alpha, r, r)).cwiseSqrt();
+  Vector<double> signed_root = root;
   for (Index c = 0; c < r; ++c) {  // the largest element of each column of B is positive
     Index largest;
     U.col(c).cwiseAbs().maxCoeff(&largest);
@@ -77,8 +102,8 @@ LowRank<S> olora_factors(ConstMatrixRef<S> W, const LowRankOptions& options, con
   const Index r = options.max_rank;
   const Exact exact = decomposable<S>(W, r, what);
   if (r == 0) return {RowMatrix<S>(0, W.cols()), Matrix<S>(W.rows(), 0), options};
-  const Eigen::HouseholderQR<Exact> qr(exact.leftCols(r));
-  Exact Q = qr.householderQ() * Exact::Identity(W.rows(), r), R(r, W.cols());
+  Exact Q = Exact::Identity(W.rows(), r), R(r, W.cols());
+  with_serial_eigen([&] { Q.applyOnTheLeft(Eigen::HouseholderQR<Exact>(exact.leftCols(r)).householderQ()); });
   set_product(R, Q.transpose(), exact);
   for (Index c = 0; c < r; ++c) {
     R.row(c).head(c).setZero();  // but for rounding

@@ -30,6 +30,11 @@ namespace dylora {
 ///     auto gradients = zeros_like(layer);                       // of lora_A and lora_B
 ///     const Matrix<float> y = layer.forward(x, 4, cache);       // y = W x, until a step of the optimiser
 ///
+/// Weight decay would pull A and B towards 0 and not towards A⁰ and B⁰, and so Δ towards −s·B⁰·A⁰, away from the frozen weight: leave the
+/// factors out of it.
+///
+///     AdamW optimizer(layer, {.lr = 1e-3, .weight_decay = 0.1, .groups = without_decay({"lora_A", "lora_B"})});
+///
 /// The second form is the one that is computed: its halves are zero at the start bit for bit, and where A is near A⁰ the difference is
 /// exact. It has two columns per component, side by side. Costs twice what a LowRank does, and twice its memory and a copy in each cache.
 template <std::floating_point S>

@@ -45,8 +45,9 @@ struct NolaOptions {
 ///     dx = layer.backward(dy, cache, gradients);
 ///
 /// Nola nests ranks: Δ_b has A_b = A[:b, :], B_b = B[:, :b] and s(b). Every coefficient takes part at every rank, so there is nothing to
-/// truncate, and a slice that trains some components trains all coefficients. NolaBases nests bases (ours): it has the factors whole, of the
-/// first b bases with entries U(−1, 1) / √b (language), and s(max_rank); truncation shortens α and β, and frozen prefixes work.
+/// truncate, and any slice with a rank trains all coefficients, also one that is frozen up to its rank. NolaBases nests bases (ours): it has
+/// the factors whole, of the first b bases with entries U(−1, 1) / √b (language), and s(max_rank); truncation shortens α and β, and frozen
+/// prefixes work.
 ///
 /// Memory is that of one A and one B, and of as much again in a backward, whatever k. Generating a basis costs about as much as multiplying
 /// by it. Zero coefficients without A_0 (vision) are a point where all gradients are zero, forever.

@@ -32,6 +32,10 @@ struct ProportionalOptions {
 ///
 /// c grows with b, so the prefixes stay nested. A trained slice [t, b) becomes [⌈t r / R⌉, ⌈b r / R⌉), which may be empty: the ranks of the
 /// model are more than those of the adapter. Neighbouring runs of a batch that come to have one c are computed as one run.
+///
+/// To cut it (core/adapter_ranks.hpp) is to cut the adapter: truncate(layer, c) leaves c of its r components, and not those of rank c of the
+/// model. Ranks with c or fewer are as they were, those above compute what rank ⌊c · R / r⌋ does. For all that rank b of the model has in
+/// every layer, cut each to its rank_of(b).
 template <class Inner>
   requires Adapter<Inner>
 struct Proportional {

@@ -16,11 +16,11 @@
 #include "dylora/core/random.hpp"
 #include "dylora/core/rank.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/layers/dora_magnitude.hpp"
 #include "dylora/layers/dora_options.hpp"
+#include "dylora/layers/dora_row_norms.hpp"
+#include "dylora/layers/dora_scaling.hpp"
 #include "dylora/layers/linear.hpp"
-#include "dylora/layers/nested_row_norms.hpp"
-#include "dylora/layers/row_magnitude.hpp"
-#include "dylora/layers/row_scaling.hpp"
 #include "dylora/weights/dense.hpp"
 
 namespace dylora {
@@ -43,7 +43,8 @@ namespace dylora {
 /// A row of norm 0 gives its bias alone, and its magnitude does not learn. Weight decay would pull m towards 0 and with it the output:
 /// exclude "lora_magnitude_vector" from it. Const both ways, as Linear. The base must not change under the layer, which keeps its row norms.
 /// Every call computes the norms anew, for 2·b·in·out flops: to serve single samples, merge.
-template <std::floating_point S, FactoredAdapter Inner = LowRank<S>, MergeableWeight W = DenseWeight<S>, Magnitude kind = Magnitude::shared>
+template <std::floating_point S, FactorPairAdapter Inner = LowRank<S>, MergeableWeight W = DenseWeight<S>,
+          Magnitude kind = Magnitude::shared>
 class DoraLinear : private Linear<S, Inner, W> {
   using Product = Linear<S, Inner, W>;  // W x + bias + Δ_b x
   using Lengths = RowMagnitude<S, kind>;
@@ -65,6 +66,7 @@ class DoraLinear : private Linear<S, Inner, W> {
     bool dropped = false;
     DropoutMask<S> mask;
     BatchRanks ranks = RankSlice::none();
+    Index samples = 0;
     typename Inner::Cache adapter;
     NestedRowNorms<S> norms;
     Buffer<S> scales;    // m/n, out × highest rank
@@ -96,11 +98,9 @@ class DoraLinear : private Linear<S, Inner, W> {
 
   using Product::in_features, Product::out_features, Product::max_rank;
 
-  /// y as above, for inference: nothing is dropped or kept.
-  ///
-  /// x in × n; b ≤ max_rank, one for all columns or one for each run of them; returns out × n.
-  /// Throws ShapeError if x does not fit or has no column, std::invalid_argument for the rank. Costs a Linear's forward, the norms, and a
-  /// pass over y.
+  /// y as above, for inference: nothing is dropped or kept. x in × n; b ≤ max_rank, one for all columns or one for each run of them; returns
+  /// out × n. Throws ShapeError if x does not fit or has no column, std::invalid_argument for the rank. Costs a Linear's forward, the norms,
+  /// and a pass over y.
   Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const {
     require_ranks(ranks, x.cols(), max_rank(), "DoraLinear::forward");
     ProjectionCache scratch;
@@ -124,7 +124,7 @@ class DoraLinear : private Linear<S, Inner, W> {
     cache.x.assign(x);
   }
 
-  /// With u = m/n, P = (W + Δ_b) x̃ and g = u ∘ dy, run after run:
+  /// With u = m/n, P = (W + Δ_b) x̃ (the output less its bias, and so with fewer digits where that is far larger) and g = u ∘ dy, for each run:
   ///
   ///     dm += (1/n) ∘ Σ_columns dy ∘ P        dx = Wᵀ dy + M ∘ (Wᵀ (g − dy) + (∂Δ/∂x)ᵀ g), without dropout (W + Δ_b)ᵀ g
   ///     dA, dB: those of Δ_b at x̃ and g; if exact, those of the matrix Δ_b at g x̃ᵀ − diag(u ∘ dm/n) (W + Δ_b)
@@ -210,15 +210,15 @@ class DoraLinear : private Linear<S, Inner, W> {
 
   /// y; what backward needs is kept if it is wanted.
   void compute(ConstMatrixRef<S> x, const BatchRanks& ranks, ProjectionCache& cache, MatrixRef<S> y, bool keep) const {
-    const Index n = x.cols();
+    cache.samples = 0;  // if this call throws, the cache counts as not filled
     require_equal(x.rows(), in_features(), "DoraLinear::forward: rows of x");
-    require_samples(n, "DoraLinear::forward: x");
+    require_samples(x.cols(), "DoraLinear::forward: x");
     require_equal(y.rows(), out_features(), "DoraLinear::forward: rows of y");
-    require_equal(y.cols(), n, "DoraLinear::forward: samples in y");
+    require_equal(y.cols(), x.cols(), "DoraLinear::forward: samples in y");
     cache.ranks = ranks.at_most(adapter.components());
     if (cache.ranks.highest() > 0) compute_scales(cache.ranks.highest(), cache);
     cache.dropped = cache.rng && cache.mask.draw(x, dropout, *cache.rng);
-    auto unscaled = cache.unscaled.resize(keep ? out_features() : 0, n);
+    auto unscaled = cache.unscaled.resize(keep ? out_features() : 0, x.cols());
     if (cache.dropped) {
       Product::apply(cache.mask.x(), ranks, cache.adapter, unscaled);
       base.apply(x, y);
@@ -230,6 +230,7 @@ class DoraLinear : private Linear<S, Inner, W> {
     }
     detail::scale_rows<S>(cache.ranks, cache.dropped ? ConstMatrixRef<S>(unscaled) : ConstMatrixRef<S>(y), frozen_.bias,
                           cache.scales.view(), unscaled, y);
+    cache.samples = x.cols();
   }
 
   template <bool add>
@@ -240,11 +241,11 @@ class DoraLinear : private Linear<S, Inner, W> {
     require_equal(x.cols(), n, "DoraLinear::backward: samples in x");
     require_equal(dx.rows(), in_features(), "DoraLinear::backward: rows of dx");
     require_equal(dx.cols(), n, "DoraLinear::backward: samples in dx");
-    require_equal(cache.unscaled.cols(), n, "DoraLinear::backward: samples in dy, against the cache (was it filled by apply?)");
+    require_equal(n, cache.samples, "DoraLinear::backward: samples in dy, against the cache (was it filled by apply?)");
     require_equal(cache.unscaled.rows(), out_features(), "DoraLinear::backward: rows of the cached output");
     require_ranks(cache.ranks, n, adapter.components(), "DoraLinear::backward: the cache");
+    require_in_range(cache.ranks.highest(), 0, cache.norms.all().cols(), "DoraLinear::backward: rank of the cache, against its norms");
     require_shapes(*this, "DoraLinear::backward: gradient of", gradients);
-
     if (cache.ranks.highest() == 0) return product_backward<add>(x, dy, cache.adapter, gradients, dx);
     auto g = gradients.direction_dy.resize(out_features(), n);
     detail::scale_rows_backward<S>(cache.ranks, dy, cache.unscaled.view(), cache.norms.all(), cache.scales.view(), g, gradients.dm);

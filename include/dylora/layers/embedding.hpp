@@ -48,6 +48,7 @@ struct Embedding {
   /// Filled by one forward, read by any number of backward.
   struct Cache {
     std::vector<Index> ids;
+    Index vocabulary = 0;  // that the ids are in
     BatchRanks ranks = RankSlice::none();
     Buffer<S> h;  // A[:b, ids], highest rank × n
   };
@@ -106,6 +107,7 @@ struct Embedding {
       for (Index i = begin; i < begin + count; ++i) h.col(i).head(b) = adapter.A.col(id(i)).head(b);
       add_product(y.middleCols(begin, count), adapter.B.leftCols(b), h.block(0, begin, b, count), adapter.scale(b));
     });
+    cache.vocabulary = vocabulary();
     cache.ids.assign(ids.begin(), ids.end());
   }
 
@@ -115,7 +117,8 @@ struct Embedding {
   ///     h_n = A_b[:, id_n]          dA[t:b, id_n] += dh_n[t:b]
   ///
   /// dy width × n. A token that occurs several times adds as often, in the order of the batch; the columns of A that no id names are not
-  /// touched. Throws ShapeError if dy does not fit or the cache was not filled. Costs 4·b·n·width flops.
+  /// touched. Throws ShapeError if dy does not fit, or the cache was not filled or is of another
+  /// vocabulary. Costs 4·b·n·width flops.
   void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
     const Index n = dy.cols();
     check_backward(dy, cache, gradients);
@@ -185,6 +188,7 @@ struct Embedding {
     require_samples(dy.cols(), "Embedding::backward: dy");
     require_equal(dy.cols(), static_cast<Index>(cache.ids.size()),
                   "Embedding::backward: samples in dy, against the cache (was it filled by forward?)");
+    require_equal(cache.vocabulary, vocabulary(), "Embedding::backward: vocabulary of the cache");
     require_equal(dy.rows(), width(), "Embedding::backward: rows of dy");
     require_shapes(*this, "Embedding::backward: gradient of", gradients);
     check_adapter();

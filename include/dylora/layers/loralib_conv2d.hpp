@@ -22,7 +22,8 @@ struct LoralibConv2dOptions {
   ScaleRule scale = alpha_over_rank;
 };
 
-/// Δ_b = s(b) · (B[:, :b·k] · A[:b·k, :]) read row by row as out × (in / groups · k · k): the adapter of a convolution in loralib's layout.
+/// No layer, but what makes one: the adapter of a convolution in loralib's layout,
+/// Δ_b = s(b) · (B[:, :b·k] · A[:b·k, :]) read row by row as out × (in / groups · k · k).
 ///
 /// For checkpoints of loralib's Conv2d (LoRA, arXiv 2106.09685), to be merged, or trained further as a LowRank; a new adapter of a
 /// convolution is better off in Conv2d's own layout. What is read row by row is no product of a k × k and a 1 × 1 convolution: a unit of rank is

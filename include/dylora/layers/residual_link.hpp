@@ -7,11 +7,11 @@
 #include <iterator>
 #include <string>
 
+#include "dylora/adapters/residual_low_rank.hpp"
 #include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
 #include "dylora/layers/linear.hpp"
-#include "dylora/layers/residual_low_rank.hpp"
 #include "dylora/weights/dense.hpp"
 
 namespace dylora {
@@ -61,8 +61,8 @@ void require_chain(const Links& links, Member member = {}) {
 ///
 ///     link(blocks, cache.blocks, [](auto& block) -> auto& { return block.attention.q; });
 ///
-/// The caches (of type ProjectionCache, or Cache) refer to each other and to the links, so neither may move before the backward; a call
-/// for every forward makes copies of them safe. Does nothing for layers without shortcuts. Throws ShapeError as require_chain, or if there
+/// The caches (of type ProjectionCache, or Cache) refer to each other and to the links, so none of them may move before the chain's last
+/// forward; a cache that has moved, or is a copy, is refused. The backward follows no reference. A call for every forward makes copies safe. Does nothing for layers without shortcuts. Throws ShapeError as require_chain, or if there
 /// are not as many caches as links.
 template <class Links, class Caches, class Member = std::identity>
   requires requires(const Links& links, Caches& caches) { std::size(links), std::size(caches); }
@@ -73,6 +73,7 @@ void link(const Links& links, Caches& caches, Member member = {}) {
     require_chain(links, member);
     for (std::size_t n = 0; n < count; ++n) {
       auto& cache = detail::link_at(caches, n, member);
+      cache.linked_at = &cache;
       cache.owner = &detail::link_at(links, n, member);
       cache.next = n + 1 < count ? &detail::link_at(links, n + 1, member) : nullptr;
       cache.previous = n > 0 ? &detail::link_at(caches, n - 1, member) : nullptr;
@@ -83,14 +84,15 @@ void link(const Links& links, Caches& caches, Member member = {}) {
   }
 }
 
-/// Makes a chain of the links' gradients, in order, before a backward; what an unfinished backward has left there is dropped. `member` as
-/// above.
+/// Makes a chain of the links' gradients, in order, before a backward; what an unfinished backward has left there is dropped. They refer to
+/// each other and may not move before the end of it; those that have, or are copies, are refused. `member` as above.
 template <class Gradients, class Member = std::identity>
   requires requires(Gradients& gradients, Member member) { std::invoke(member, gradients[std::size(gradients)]); }
 void link(Gradients& gradients, Member member = {}) {
   if constexpr (requires { detail::link_at(gradients, 0, member).returned; }) {
     for (std::size_t n = 0; n < std::size(gradients); ++n) {
       auto& one = detail::link_at(gradients, n, member);
+      one.linked_at = &one;
       one.previous = n > 0 ? &detail::link_at(gradients, n - 1, member) : nullptr;
       one.earlier = static_cast<Index>(n);
       one.returned = 0;

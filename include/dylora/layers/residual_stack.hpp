@@ -26,7 +26,7 @@
 namespace dylora {
 
 /// x_{n+1} = W_n x_n + bias_n + Δ_n: residual links one after the other, and nothing between them (ResLoRA, arXiv 2402.18039; the equations
-/// are those of layers/residual_low_rank.hpp).
+/// are those of adapters/residual_low_rank.hpp).
 ///
 ///     ResidualStack<float, Shortcut::block> stack({W0, W1, W2}, {.adapter = {.max_rank = 8}}, rng);
 ///     ResidualStack<float, Shortcut::block>::Cache cache;

@@ -84,10 +84,24 @@ void require_bilinear(const A& adapter, const std::string& what) {
                               ": a fraction of it: expected an adapter that is the product of its lora_B and lora_A, got another kind");
 }
 
-/// Throws for what cannot be folded, or would spoil the weight.
+/// Whether a layer trains nothing beside its adapter: what else it trains, such as a magnitude, may rest on W as it is.
+template <class L>
+bool trains_adapter_alone(const L& layer) {
+  return parameter_count(layer) == parameter_count(layer.adapter);
+}
+
+/// m · Δ_b, of all the components that there are if there are fewer.
+template <class L>
+auto increment(const L& layer, RankSlice rank, double m) {
+  auto delta = layer.adapter.delta(rank.at_most(layer.adapter.max_rank()));
+  delta *= static_cast<typename decltype(delta)::Scalar>(m);
+  return delta;
+}
+
+/// Throws for a layer that cannot be folded, or whose factors would spoil the weight.
 template <class L>
 void require_foldable(const L& layer, const std::string& what, double fraction) {
-  if (parameter_count(layer) != parameter_count(layer.adapter)) {
+  if (!trains_adapter_alone(layer)) {
     throw std::invalid_argument(what + ": expected a layer that trains its adapter alone, got one with further parameters");
   }
   if (fraction < 1) require_bilinear(layer.adapter, what);
@@ -117,8 +131,9 @@ void require_foldable(const L& layer, const std::string& what, double fraction) 
 ///
 /// A layer whose adapter has fewer components folds all it has. One that trains and whose weight cannot be added to (FoldableLayer) does
 /// not compile. With nothing changed, throws std::invalid_argument for the rank, for m, for a layer that trains more than its adapter, or
-/// with m < 1 for an adapter that is not the product of what it trains (a Chain); NonFiniteError for a parameter that is not finite. Costs
-/// 2·b·in·out flops, and an out × in matrix for one layer at a time.
+/// with m < 1 for an adapter that is not the product of what it trains (a Chain); NonFiniteError, naming the layer, for a parameter that is not
+/// finite, or where the new W would not be. Costs 4·b·in·out flops, since every Δ is computed twice: before anything is changed, to see that
+/// all sums are finite, and to be added. An out × in matrix for one layer at a time.
 template <class T>
 void fold(T& model, RankSlice rank, Rng& rng, FoldOptions options = {}) {
   const double m = options.fraction;
@@ -139,6 +154,12 @@ void fold(T& model, RankSlice rank, Rng& rng, FoldOptions options = {}) {
     most = std::max(most, layer.adapter.max_rank());
   });
   if (most > 0) require_in_range(rank.active, 1, most, "fold: rank");
+  for_each_adapted([&](std::string_view name, auto& layer) {
+    if constexpr (FoldableLayer<std::remove_reference_t<decltype(layer)>>) {
+      if ((layer.base.W + detail::increment(layer, rank, m)).allFinite()) return;
+      throw NonFiniteError("fold: layer " + std::string(name) + ": W: expected a finite sum, got a NaN or an infinity");
+    }
+  });
 
   const double kept = options.remainder == Remainder::continuous ? std::sqrt(1 - m) : 1 - m;
   for_each_adapted([&](std::string_view, auto& layer) {
@@ -149,7 +170,7 @@ void fold(T& model, RankSlice rank, Rng& rng, FoldOptions options = {}) {
         FoldableLayer<L>,
         "fold: the layer needs a frozen weight that owns its matrix W (DenseWeight) and an adapter with a delta (MergeableAdapter); "
         "a mapped or quantised weight cannot take an adapter in");
-    if constexpr (FoldableLayer<L>) layer.base.W += static_cast<S>(m) * layer.adapter.delta(rank.at_most(layer.adapter.max_rank()));
+    if constexpr (FoldableLayer<L>) layer.base.W += detail::increment(layer, rank, m);
     if (m == 1) {
       detail::begin_afresh(layer.adapter, rng);
     } else {
@@ -158,7 +179,8 @@ void fold(T& model, RankSlice rank, Rng& rng, FoldOptions options = {}) {
   });
 }
 
-/// The frozen weights of a model, for the checkpoints of a run that folds (io/checkpoint.hpp); without folding they never change.
+/// The frozen weights of a model that fold can add to, for the checkpoints of a run that folds (io/checkpoint.hpp); without folding they never
+/// change. Those of layers that train more than their adapter are left out, as fold refuses them.
 ///
 ///     FoldedWeights weights{model};
 ///     archive.parameters("model", model);
@@ -174,8 +196,10 @@ struct FoldedWeights {
     (for_each_layer(weights.model,
                     [&](std::string_view name, auto& layer) {
                       using L = std::remove_reference_t<decltype(layer)>;
-                      if constexpr (FoldableLayer<L> && detail::has_trained_adapter<L>)
+                      if constexpr (FoldableLayer<L> && detail::has_trained_adapter<L>) {
+                        if (!detail::trains_adapter_alone(layer)) return;
                         f(Parameter{std::string(name) + (name.empty() ? "weight" : ".weight")}, layer.base.W);
+                      }
                     }),
      ...);
   }

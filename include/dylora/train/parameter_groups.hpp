@@ -75,9 +75,12 @@ class GroupOfEach {
 /// lr_B = ratio · lr_A: LoRA+ (Hayou et al., arXiv 2402.12354). The best ratio, above 1, depends on the task; 16 is a usual one, and the
 /// larger it is, the more the lr itself should be lowered.
 ///
-/// What is B is said by the name alone, "lora_B" or "lora_embedding_B": a magnitude, a gain or a gate keeps the optimiser's lr, whatever
-/// its shape. (PEFT's version puts everything of one dimension into the group of B.) An adapter of an embedding has both rates times
-/// `embedding_ratio`, since it reads single tokens. Throws std::invalid_argument unless both are finite numbers > 0.
+/// What is B is said by the name alone, "lora_B": a magnitude, a gain or a gate keeps the optimiser's lr, whatever its shape. (PEFT's
+/// version puts everything of one dimension into the group of B.)
+///
+/// Both factors of an embedding's adapter have `embedding_ratio` alone, lr_A = lr_B. The authors' code and PEFT's give them a learning rate
+/// of their own, 1e-6 unless set, whatever lr and ratio are; here it moves with the optimiser's lr: for theirs, lora_plus(16, 1e-6 / lr).
+/// Throws std::invalid_argument unless both are finite numbers > 0.
 inline ParameterGroups lora_plus(double ratio, double embedding_ratio = 1) {
   require_option(ratio > 0 && std::isfinite(ratio), ratio, "lora_plus: ratio", "a finite number > 0");
   require_option(embedding_ratio > 0 && std::isfinite(embedding_ratio), embedding_ratio, "lora_plus: embedding_ratio",
@@ -85,8 +88,7 @@ inline ParameterGroups lora_plus(double ratio, double embedding_ratio = 1) {
   return [ratio, embedding_ratio](std::string_view name) -> ParameterGroup {
     const std::string_view last = detail::last_segment(name);
     if (last == "lora_B") return {.lr_ratio = ratio};
-    if (last == "lora_embedding_A") return {.lr_ratio = embedding_ratio};
-    if (last == "lora_embedding_B") return {.lr_ratio = ratio * embedding_ratio};
+    if (last == "lora_embedding_A" || last == "lora_embedding_B") return {.lr_ratio = embedding_ratio};
     return {};
   };
 }

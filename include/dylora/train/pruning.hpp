@@ -19,6 +19,15 @@
 
 namespace dylora {
 
+namespace detail {
+
+template <class M>
+void require_finite_entries(const Eigen::MatrixBase<M>& values, const std::string& what) {
+  if (!values.allFinite()) throw NonFiniteError(what + ": expected finite numbers, got a NaN or an infinity");
+}
+
+}  // namespace detail
+
 /// |A_ij| · e_j: what entry (i, j) contributes, where e_j is the norm of input feature j. Throws ShapeError unless there is an e_j for each
 /// column.
 template <class S>
@@ -29,12 +38,16 @@ Matrix<double> importance(const RowMatrix<S>& A, const Vector<double>& norms) {
 
 /// The ⌊p · in⌋ entries of least importance in each row of A become 0; among equals, first those that are 0 already, then those of a lower
 /// index. Row by row, so that pruning and cutting to the first rows commute. Pruning once more changes nothing, and a row that has an entry
-/// other than 0 keeps one. Throws std::invalid_argument unless 0 ≤ p < 1, ShapeError unless there is a norm for each column.
+/// other than 0 keeps one. Throws std::invalid_argument unless 0 ≤ p < 1, ShapeError unless there is a norm for each column, NonFiniteError
+/// if A or the norms hold a NaN or an infinity.
 template <class S>
 void prune_rows(RowMatrix<S>& A, const Vector<double>& norms, double p) {
   require_option(p >= 0 && p < 1, p, "prune_rows: fraction", "a number in [0, 1)");
   const Matrix<double> values = importance(A, norms);
-  const auto pruned = static_cast<std::ptrdiff_t>(std::floor(p * static_cast<double>(A.cols()) + 1e-9));  // 0.29 · 100 is 29
+  detail::require_finite_entries(A, "prune_rows: A");
+  detail::require_finite_entries(norms, "prune_rows: norms");
+  const auto share = static_cast<std::ptrdiff_t>(std::floor(p * static_cast<double>(A.cols()) + 1e-9));  // 0.29 · 100 is 29
+  const std::ptrdiff_t pruned = std::min<std::ptrdiff_t>(share, std::max<Index>(A.cols(), 1) - 1);       // and p < 1 is less than all
   std::vector<Index> order(static_cast<std::size_t>(A.cols()));
   for (Index i = 0; i < A.rows(); ++i) {
     std::iota(order.begin(), order.end(), Index{0});
@@ -103,16 +116,25 @@ class Pruning {
   }
 
   /// After the optimiser's step: what stays pruned is 0 again, and after every `interval` steps the model is pruned.
+  /// Throws as prune, and then the step is not counted.
   void after_step(T& model) {
-    if (++steps_ % options_.interval == 0) return prune(model);
-    for_each_factor(model, [&](Factor& factor, auto& A) { set_pruned_to_zero(factor, A); });
+    if ((steps_ + 1) % options_.interval == 0) {
+      prune(model);
+    } else {
+      for_each_factor(model, [&](Factor& factor, auto& A) { set_pruned_to_zero(factor, A); });
+    }
+    ++steps_;
   }
 
-  /// Prunes now. Throws std::invalid_argument, with nothing pruned, for a factor whose inputs were never seen.
+  /// Prunes now. Throws, naming the factor and with nothing pruned, std::invalid_argument where its inputs were never seen and NonFiniteError
+  /// where it or their norms hold a NaN or an infinity.
   void prune(T& model) {
-    for_each_factor(model, [&](Factor& factor, auto&) {
-      if (factor.observations > 0) return;
-      throw std::invalid_argument("Pruning: " + factor.name + ": expected inputs that before_step has seen, got none");
+    for_each_factor(model, [&](Factor& factor, auto& A) {
+      if (factor.observations == 0) {
+        throw std::invalid_argument("Pruning: " + factor.name + ": expected inputs that before_step has seen, got none");
+      }
+      detail::require_finite_entries(A, "Pruning: " + factor.name);
+      detail::require_finite_entries(norms(factor), "Pruning: norms of the inputs of " + factor.name);
     });
     for_each_factor(model, [&](Factor& factor, auto& A) {
       set_pruned_to_zero(factor, A);

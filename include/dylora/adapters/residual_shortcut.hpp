@@ -1,5 +1,5 @@
-#ifndef DYLORA_LAYERS_RESIDUAL_CHAIN_HPP
-#define DYLORA_LAYERS_RESIDUAL_CHAIN_HPP
+#ifndef DYLORA_ADAPTERS_RESIDUAL_SHORTCUT_HPP
+#define DYLORA_ADAPTERS_RESIDUAL_SHORTCUT_HPP
 
 #include <concepts>
 #include <stdexcept>
@@ -28,7 +28,7 @@ struct ResidualOptions {
 
 }  // namespace dylora
 
-/// What the links of a residual chain leave for each other (layers/residual_low_rank.hpp says what for): in their caches on the way
+/// What the links of a residual chain leave for each other (adapters/residual_low_rank.hpp says what for): in their caches on the way
 /// forward, in their gradients on the way back.
 namespace dylora::detail {
 
@@ -76,7 +76,8 @@ void add_to_sums(const BatchRanks& ranks, ConstMatrixRef<S> left, typename Buffe
 
 template <std::floating_point S, class Adapter>
 struct ResidualCache {
-  // Set by link.
+  // Set by link, and read by forward alone.
+  const ResidualCache* linked_at = nullptr;
   const Adapter* owner = nullptr;
   const Adapter* next = nullptr;
   const ResidualCache* previous = nullptr;
@@ -88,6 +89,14 @@ struct ResidualCache {
   Buffer<S> A, B;  // the factors of several links, where they take part: column i · links + j is component i of link j. A is transposed
   Buffer<S> a;     // A x, rows in that order
   Buffer<S> h;     // what B meets, where it is not a
+
+  /// Throws unless this is the cache that was linked for the adapter, and neither a copy of it nor moved.
+  void require_linked(const Adapter& adapter) const {
+    require_equal(earlier, adapter.position, "ResidualLowRank::add_forward: earlier links of the cache (was it linked?)");
+    if (earlier + later == 0 || (owner == &adapter && linked_at == this)) return;
+    throw std::invalid_argument("ResidualLowRank::add_forward: cache: expected one that was linked for this adapter, got " +
+                                std::string(owner != &adapter ? "another's" : "a copy of one or one that has moved since"));
+  }
 
   /// Throws unless the `reached` links before this one have been called since it was, with as many samples at the same ranks.
   void require_earlier(Index reached, Index samples_here) const {
@@ -111,6 +120,7 @@ struct ResidualGradients {
   typename LowRank<S>::Gradients inner;
 
   // Set by link.
+  const ResidualGradients* linked_at = nullptr;
   ResidualGradients* previous = nullptr;
   Index earlier = 0;   // links before this one
   Index returned = 0;  // later links that have left something here since the backward of this one
@@ -153,6 +163,14 @@ struct ResidualGradients {
     for_each_trained_run(ranks_here, samples_here, [&](Index, Index, RankSlice rank, Index column) {
       inner.B.middleCols(rank.trainable_from, rank.trainable()) += dB_sums.view().middleCols(column, rank.trainable());
     });
+  }
+
+  /// Throws unless these are the gradients that were linked at this position, and neither a copy of them nor moved.
+  void require_linked(Index position) const {
+    require_equal(earlier, position, "ResidualLowRank::add_backward: earlier links of the gradients (were they linked?)");
+    if ((previous == nullptr && returned == 0) || linked_at == this) return;
+    throw std::invalid_argument(
+        "ResidualLowRank::add_backward: gradients: expected those that were linked, got a copy of them or some that have moved since");
   }
 
   /// Throws ShapeError if what was left here is of another batch.

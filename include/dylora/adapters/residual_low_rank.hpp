@@ -1,5 +1,5 @@
-#ifndef DYLORA_LAYERS_RESIDUAL_LOW_RANK_HPP
-#define DYLORA_LAYERS_RESIDUAL_LOW_RANK_HPP
+#ifndef DYLORA_ADAPTERS_RESIDUAL_LOW_RANK_HPP
+#define DYLORA_ADAPTERS_RESIDUAL_LOW_RANK_HPP
 
 #include <algorithm>
 #include <concepts>
@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "dylora/adapters/low_rank.hpp"
+#include "dylora/adapters/residual_shortcut.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/buffer.hpp"
 #include "dylora/core/error.hpp"
@@ -15,7 +16,6 @@
 #include "dylora/core/random.hpp"
 #include "dylora/core/rank.hpp"
 #include "dylora/core/types.hpp"
-#include "dylora/layers/residual_chain.hpp"
 
 namespace dylora {
 
@@ -120,9 +120,7 @@ struct ResidualLowRank {
     require_equal(x.rows(), in_features(), "ResidualLowRank::add_forward: rows of x");
     cache.ranks = ranks.at_most(inner.components());
     require_alike(*this);
-    require_equal(cache.earlier, position, "ResidualLowRank::add_forward: earlier links of the cache (was it linked?)");
-    if (cache.earlier + cache.later > 0 && cache.owner != this)
-      throw std::invalid_argument("ResidualLowRank::add_forward: cache: expected one that was linked for this adapter, got another's");
+    cache.require_linked(*this);
     const Index reached = within_reach(position), links = readers(cache), highest = cache.ranks.highest();
     cache.require_earlier(reached, x.cols());
     if (links > 1) gather(links, cache);
@@ -281,7 +279,7 @@ struct ResidualLowRank {
     require_in_range(highest, 0, inner.components(), "ResidualLowRank::add_backward: rank of the cache");  // cut to nothing since
     require_equal(cache.earlier, position, "ResidualLowRank::add_backward: earlier links of the cache");
     require_equal(cache.a.rows(), readers(cache) * highest, "ResidualLowRank::add_backward: rank of the cached A x");
-    require_equal(gradients.earlier, position, "ResidualLowRank::add_backward: earlier links of the gradients (were they linked?)");
+    gradients.require_linked(position);
     require_equal(gradients.returned, within_reach(cache.later),
                   "ResidualLowRank::add_backward: later links whose backward was called (they come before this one)");
     for (Index k = 0; k <= within_reach(position); ++k) {

@@ -1,4 +1,4 @@
-#include "dylora/layers/residual_low_rank.hpp"
+#include "dylora/adapters/residual_low_rank.hpp"
 
 #include "layers/residual_under_test.hpp"
 #include "support/law.hpp"

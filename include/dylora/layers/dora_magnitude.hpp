@@ -1,7 +1,8 @@
-#ifndef DYLORA_LAYERS_ROW_MAGNITUDE_HPP
-#define DYLORA_LAYERS_ROW_MAGNITUDE_HPP
+#ifndef DYLORA_LAYERS_DORA_MAGNITUDE_HPP
+#define DYLORA_LAYERS_DORA_MAGNITUDE_HPP
 
 #include <concepts>
+#include <string>
 #include <string_view>
 #include <type_traits>
 

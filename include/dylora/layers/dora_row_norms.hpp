@@ -1,5 +1,5 @@
-#ifndef DYLORA_LAYERS_NESTED_ROW_NORMS_HPP
-#define DYLORA_LAYERS_NESTED_ROW_NORMS_HPP
+#ifndef DYLORA_LAYERS_DORA_ROW_NORMS_HPP
+#define DYLORA_LAYERS_DORA_ROW_NORMS_HPP
 
 #include <cmath>
 #include <concepts>
@@ -19,6 +19,20 @@ namespace detail {
 template <class M>
 auto square_roots(const M& squares) {
   return squares.unaryExpr([](typename M::Scalar square) { return std::sqrt(square); });
+}
+
+/// product = W · factor. From the matrix itself where the weight has one to read; else from its output, off which the bias is taken again, and
+/// with it the digits that a larger bias has cost.
+template <std::floating_point S, class W>
+void set_product_without_bias(MatrixRef<S> product, const W& weight, const Vector<S>& bias, ConstMatrixRef<S> factor) {
+  if constexpr (requires { weight.values(); }) {
+    set_product(product, weight.values(), factor);
+  } else if constexpr (requires { weight.view(); }) {
+    set_product_without_bias<S>(product, weight.view(), bias, factor);
+  } else {
+    weight.apply(factor, product);
+    product.colwise() -= bias;
+  }
 }
 
 }  // namespace detail
@@ -61,8 +75,7 @@ class NestedRowNorms {
     const Index out = weight.rows();
     const auto A = adapter.A.topRows(R);
     auto WA = WA_.resize(out, R), AA = AA_.resize(R, R), norms = norms_.resize(out, R), workspace = workspace_.resize(out, 6);
-    weight.apply(A.transpose(), WA);
-    WA.colwise() -= rows.bias;
+    detail::set_product_without_bias<S>(WA, weight, rows.bias, A.transpose());
     set_product(AA, A, A.transpose());
 
     workspace.leftCols(4).setZero();

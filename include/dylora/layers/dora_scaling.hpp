@@ -1,5 +1,5 @@
-#ifndef DYLORA_LAYERS_ROW_SCALING_HPP
-#define DYLORA_LAYERS_ROW_SCALING_HPP
+#ifndef DYLORA_LAYERS_DORA_SCALING_HPP
+#define DYLORA_LAYERS_DORA_SCALING_HPP
 
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/buffer.hpp"
