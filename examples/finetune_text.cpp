@@ -1,4 +1,4 @@
-// Adapts a pretrained text model with DyLoRA to other text, and shows the validation loss at every rank that this one run gives. The model is
+// Adapts a pretrained text model to other text, with DyLoRA or by --method, and shows the validation loss at every rank that this one run gives. The model is
 // a small byte-level one, pretrained here on source code, or with --base a GPT-2 in the files that the Hugging Face hub has of it.
 
 #include <CLI/CLI.hpp>
@@ -54,6 +54,7 @@ int adapt(AdaptedModel& model, const Vocabulary& vocabulary, const Task& task, I
   std::printf("%td parameters, of which %td are trained; validation loss of the base %.4f\n", parameters, trained, base_loss);
 
   nlohmann::json report = used_options(app);
+  report.update({{"sampler", o.sampler}, {"scale", o.scale}});  // which a method may have its own way
   const Training training = model.train(o, report, task);
 
   if (!training.stopped.empty() && !std::isfinite(model.loss(validation, o.max_rank))) {
@@ -69,7 +70,10 @@ int adapt(AdaptedModel& model, const Vocabulary& vocabulary, const Task& task, I
     if (rank == curve.best()) {
       std::printf("            best\n");
     } else {
-      std::printf("   %6.4f ± %6.4f%s\n", excess.mean, excess.standard_error, rank == 0 ? "   no adapter" : "");
+      std::printf("   %6.4f ± %6.4f%s\n", excess.mean, excess.standard_error,
+                  rank > 0                 ? ""
+                  : o.method == "periodic" ? "   what was merged"
+                                           : "   no adapter");
     }
     nlohmann::json entry{{"rank", rank}, {"loss", loss.mean}};
     if (curve.batches() > 1) entry["standard_error"] = loss.standard_error;
@@ -133,10 +137,6 @@ void check(const Options& o) {
   if (!o.save_gguf.empty()) AtomicFile(std::filesystem::path(o.save_gguf));
   make_plan(o);
   make_targets(o);
-  const std::vector<std::string> of_pretrained{"dylora", "lora", "rslora", "lora+"};
-  if (!o.base.empty() && std::find(of_pretrained.begin(), of_pretrained.end(), o.method) == of_pretrained.end()) {
-    throw std::invalid_argument("--method: with --base expected dylora, lora, rslora or lora+, got " + o.method);
-  }
 }
 
 void check_max_rank(const Options& o, Index width) {
@@ -196,7 +196,7 @@ int run_own(const Options& o, const CLI::App& app) {
 }
 
 int run(const Options& given, const CLI::App& app) {
-  const Options o = for_method(given, app.count("--sampler") > 0, app.count("--scale") > 0);
+  const Options o = for_method(given, [&](const std::string& option) { return app.count(option) > 0; });
   check(o);
   text::use_threads(o.threads);
   return o.base.empty() ? run_own(o, app) : run_pretrained(o, app);
@@ -206,7 +206,7 @@ int run(const Options& given, const CLI::App& app) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("Adapt a small pretrained text model with DyLoRA: one run, every rank");
+  CLI::App app("Adapt a pretrained text model with DyLoRA or another method: one run, every rank");
   app.option_defaults()->always_capture_default();
   declare(app, options);
   CLI11_PARSE(app, argc, argv);

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <dylora/analysis/intruder_dimensions.hpp>
 #include <dylora/dylora.hpp>
 #include <functional>
 #include <limits>
@@ -18,6 +17,7 @@
 #include "finetune/methods.hpp"
 #include "finetune/task.hpp"
 #include "rank_sweep/contender.hpp"
+#include "rank_sweep/forgetting.hpp"
 #include "rank_sweep/report.hpp"
 #include "rank_sweep/store.hpp"
 #include "rank_sweep/text_task.hpp"
@@ -27,7 +27,6 @@ namespace rank_sweep {
 
 using nlohmann::json;
 
-/// What a comparison of methods is about.
 struct MethodSettings {
   Index max_rank, steps;
   std::vector<double> rates;
@@ -41,8 +40,13 @@ class MethodComparison {
                    std::string prefix)
       : task_(task), remembered_(std::move(remembered)), settings_(settings), store_(store), prefix_(std::move(prefix)) {
     text_ = finetune::make_task(task.corpus, finetune::Bytes{}, task.base.config.context);
-    const Index budget = finetune::adapt_base(task.base, options("lora", settings.max_rank, 0, 1))->trained_parameters();
-    for (const std::string& name : finetune::method_names()) methods_.push_back(within_budget(name, budget));
+    const Index budget = finetune::adapt_base(task.base, options({"lora", false, settings.max_rank}, 0, 1))->trained_parameters();
+    for (const std::string& name : finetune::method_names()) {
+      const bool one_rank = name == "lora" || name == "adalora" || name == "flow";  // by what they are
+      for (const bool nested : {false, true}) {
+        if (nested ? !one_rank : name != "dylora") methods_.push_back(within_budget({name, nested, settings.max_rank}, budget));
+      }
+    }
   }
 
   /// Prints the tables and returns them.
@@ -51,11 +55,19 @@ class MethodComparison {
     const auto [base_loss, base_remembered] = base_losses();
     std::vector<double> shown;
     for (Index rank = 1; rank < settings_.max_rank; rank *= 2) shown.push_back(static_cast<double>(rank));
-    std::printf("\nloss on %td steps of %td windows, %d seeds; without adapter %.4f; the last column is all components\n\n",
-                settings_.steps, task_.windows, settings_.seeds, base_loss);
-    print_row("loss at rank", shown, "%8.0f", "     all   ±      R  trained    rate  seconds");
+    std::printf(
+        "\n%td steps of %td windows, mean of %d seeds ± half their range; loss without adapter %.4f\n"
+        "nested: trained at all ranks in one run by the recommended plan; else at R alone, and cut. trained: parameters, by the whole "
+        "run\n\n",
+        settings_.steps, task_.windows, settings_.seeds, base_loss);
+    print_row("loss at rank", shown, "%8.0f", "       R        ±     R  trained    rate");
     json report{{"base_loss", base_loss}, {"base_loss_remembered", base_remembered}, {"methods", json::array()}};
-    for (const Method& method : methods_) report["methods"].push_back(row(method, shown));
+    for (const bool nested : {false, true}) {
+      for (const Method& method : methods_) {
+        if (method.nested == nested) report["methods"].push_back(row(method, shown));
+      }
+      std::printf("\n");
+    }
     std::printf("* a rate is at the end of the grid\n");
     std::printf(
         "\nwhat is forgotten: loss on the text of pretraining (%.4f before), and the intruder dimensions of all adapted weights together, "
@@ -63,7 +75,7 @@ class MethodComparison {
         "%td that are looked at in each\n\n",
         base_remembered, IntruderOptions{}.top);
     for (const Method& method : methods_) {
-      if (method.name == "dylora" || method.name == "lora") report["forgetting"].push_back(forgetting(method));
+      if (forgets(method)) report["forgetting"].push_back(forgetting(method));
     }
     return report;
   }
@@ -71,20 +83,24 @@ class MethodComparison {
  private:
   struct Method {
     std::string name;
+    bool nested;  ///< trained at all ranks, or at the largest alone
     Index max_rank;
-    Index parameters;
+    Index parameters = 0;
     double rate = 0;
     bool edge = false;  ///< the rate is the smallest or the largest of the grid: there may be a better one beyond
   };
 
-  finetune::Options options(const std::string& method, Index max_rank, double lr, int seed) const {
+  static bool forgets(const Method& method) { return method.name == "dylora" || method.name == "lora"; }
+
+  finetune::Options options(const Method& method, double lr, int seed) const {
     finetune::Options o;
-    o.method = method;
+    o.method = method.name;
+    o.sampler = method.nested ? "recommended" : "fixed";
     o.quiet = true;
     o.context = task_.base.config.context;
-    o.max_rank = max_rank;
-    o = finetune::for_method(o, false, false);
-    const auto rank = static_cast<double>(max_rank);
+    o.max_rank = method.max_rank;
+    o = finetune::for_method(o, [](const std::string&) { return false; });
+    const auto rank = static_cast<double>(method.max_rank);
     o.alpha = 2 * (o.scale == "sqrt-rank" ? std::sqrt(rank) : rank);  // with all components, every method has the same scale
     o.steps = settings_.steps;
     o.batch = task_.windows;
@@ -93,74 +109,72 @@ class MethodComparison {
     return o;
   }
 
-  /// At the largest rank whose trained parameters are no more than those of a LoRA, or, where they do not depend on it, at the LoRA's.
-  Method within_budget(const std::string& name, Index budget) const {
-    const auto parameters = [&](Index rank) { return finetune::adapt_base(task_.base, options(name, rank, 0, 1))->trained_parameters(); };
-    Index rank = settings_.max_rank, count = parameters(rank);
-    while (count > budget && rank > 1) count = parameters(--rank);
-    for (Index more = 0; rank < task_.base.config.width; count = more) {
-      more = parameters(rank + 1);
-      if (more == count || more > budget) break;
-      ++rank;
+  /// At the largest rank whose trained parameters are no more than 2 % above those of a LoRA, or, where they do not depend on it, at the
+  /// LoRA's.
+  Method within_budget(Method method, Index budget) const {
+    const auto parameters = [&](Index rank) {
+      Method other = method;
+      other.max_rank = rank;
+      return finetune::adapt_base(task_.base, options(other, 0, 1))->trained_parameters();
+    };
+    const Index most = budget + budget / 50;
+    method.parameters = parameters(method.max_rank);
+    while (method.parameters > most && method.max_rank > 1) method.parameters = parameters(--method.max_rank);
+    for (Index more = 0; method.max_rank < task_.base.config.width; method.parameters = more) {
+      more = parameters(method.max_rank + 1);
+      if (more == method.parameters || more > most) break;
+      ++method.max_rank;
     }
-    return {name, rank, count};
+    return method;
   }
 
   std::string key(const Method& method, double lr, int seed) const {
     std::ostringstream key;
-    key << "method " << method.name << ", R " << method.max_rank << ", " << settings_.steps << " steps, rate " << lr << ", seed " << seed;
+    key << "method " << method.name << (method.nested ? ", nested" : "") << ", R " << method.max_rank << ", " << settings_.steps
+        << " steps, rate " << lr << ", seed " << seed;
     return key.str();
   }
 
   const json& stored(const Method& method, double lr, int seed) const { return store_.at(prefix_ + key(method, lr, seed)); }
 
-  /// The ranks that a method is judged at: powers of two, and all of it.
-  static std::vector<Index> judged_ranks(const Method& method, bool every) {
+  /// The ranks that a method is judged at: powers of two, and all of it; every one for what is forgotten; the largest alone if it was trained
+  /// at no other and does not order its components.
+  static std::vector<Index> judged_ranks(const Method& method) {
     std::vector<Index> ranks;
-    for (Index rank = 1; rank < method.max_rank; rank = every ? rank + 1 : 2 * rank) ranks.push_back(rank);
+    for (Index rank = 1; rank < method.max_rank; rank = forgets(method) ? rank + 1 : 2 * rank) {
+      if (method.nested || forgets(method) || method.name == "adalora") ranks.push_back(rank);
+    }
     ranks.push_back(method.max_rank);
     return ranks;
   }
 
   json train_one(const Method& method, double lr, int seed) const {
-    const auto model = finetune::adapt_base(task_.base, options(method.name, method.max_rank, lr, seed));
-    const finetune::Training training = model->train(options(method.name, method.max_rank, lr, seed), {}, text_);
-    const bool with_forgetting = method.name == "dylora" || method.name == "lora";
-    json result{{"seconds", training.seconds}, {"diverged", !training.stopped.empty()}};
-    result["choosing"] = model->loss(task_.choosing, model->max_rank());
-    for (const Index rank : judged_ranks(method, with_forgetting)) {
+    const finetune::Options o = options(method, lr, seed);
+    const auto model = finetune::adapt_base(task_.base, o);
+    json result;
+    try {
+      result["diverged"] = !model->train(o, {}, text_).stopped.empty();
+    } catch (const NonFiniteError&) {
+      result["diverged"] = true;
+    }
+    if (result["diverged"]) return result;
+    double choosing = 0;
+    for (const Index rank : judged_ranks(method)) {
       const RankSlice slice(std::min(rank, model->max_rank()));
+      if (method.nested || rank == method.max_rank) choosing += model->loss(task_.choosing, slice);
       result["ranks"].push_back(rank);
       result["judging"].push_back(model->loss(task_.judging, slice));
-      if (with_forgetting) result["remembered"].push_back(model->loss(remembered_, slice));
+      if (forgets(method)) result["remembered"].push_back(model->loss(remembered_, slice));
     }
-    if (with_forgetting) add_intruders(*model, result);
+    result["choosing"] = choosing;
+    if (forgets(method)) add_intruders(*model, result);
     return result;
   }
 
-  static void add_intruders(const finetune::AdaptedModel& model, json& result) {
-    const std::vector<Matrix<float>> before = model.merged(RankSlice::none());
-    std::vector<BaseSpectrum> spectra;
-    for (const Matrix<float>& weight : before) spectra.emplace_back(weight);
-    for (const Index rank : result["ranks"]) {
-      const std::vector<Matrix<float>> after = model.merged(rank);
-      Index count = 0, robust = 0;
-      double cosine = 0;
-      for (std::size_t i = 0; i < after.size(); ++i) {
-        const Intruders found = spectra[i].intruders(after[i], {});
-        count += found.count;
-        robust += spectra[i].intruders(after[i], {.window = 0.05}).count;
-        for (const TunedDirection& direction : found.directions)
-          cosine += direction.cosine / static_cast<double>(found.directions.size() * after.size());
-      }
-      result["intruders"].push_back(count);
-      result["intruders_in_windows"].push_back(robust);
-      result["mean_cosine"].push_back(cosine);
-    }
-    result["weights"] = before.size();
-  }
+  static bool diverged(const json& run) { return run["diverged"] || !run["choosing"].is_number(); }
 
-  /// Each method with the first seed at each rate, then with the others at the best of them on the half for choosing.
+  /// Each method with the first seed at each rate, then with the others at the best of them on the half for choosing, by the mean over the
+  /// ranks that it is judged at and was trained for.
   void train() {
     const auto finish = [&](const auto& runs) {
       std::vector<Job> jobs;
@@ -180,19 +194,19 @@ class MethodComparison {
       double lowest = std::numeric_limits<double>::infinity();
       for (const double lr : settings_.rates) {
         const json& run = stored(method, lr, 1);
-        const double loss = run["choosing"].is_number() && !run["diverged"] ? run["choosing"].get<double>() : lowest;
+        const double loss = diverged(run) ? lowest : run["choosing"].get<double>();
         if (loss < lowest) method.rate = lr;
         lowest = std::min(lowest, loss);
       }
       method.edge = method.rate == settings_.rates.front() || method.rate == settings_.rates.back();
-      if (method.rate == 0) throw std::runtime_error(method.name + ": diverged at every learning rate");
+      if (method.rate == 0) continue;
       for (int seed = 2; seed <= settings_.seeds; ++seed) rest.emplace_back(&method, method.rate, seed);
     }
     finish(rest);
   }
 
   std::pair<double, double> base_losses() const {
-    const auto base = finetune::adapt_base(task_.base, options("lora", settings_.max_rank, 0, 1));
+    const auto base = finetune::adapt_base(task_.base, options({"lora", false, settings_.max_rank}, 0, 1));
     return {base->loss(task_.judging, RankSlice::none()), base->loss(remembered_, RankSlice::none())};
   }
 
@@ -208,41 +222,51 @@ class MethodComparison {
     return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
   }
 
+  /// Whether there is no rate at which every seed came to its end.
+  bool failed(const Method& method) const {
+    for (int seed = 1; method.rate > 0 && seed <= settings_.seeds; ++seed) {
+      if (diverged(stored(method, method.rate, seed))) return true;
+    }
+    return method.rate == 0;
+  }
+
   json row(const Method& method, const std::vector<double>& shown) const {
+    json report{{"name", method.name}, {"nested", method.nested}, {"max_rank", method.max_rank}, {"parameters", method.parameters}};
+    const std::string name = method.name + (method.nested ? ", nested" : "");
+    if (failed(method)) {
+      std::printf("%-30s  diverged\n", name.c_str());
+      report["diverged"] = true;
+      return report;
+    }
     const std::vector<Index> ranks = stored(method, method.rate, 1)["ranks"].get<std::vector<Index>>();
     const auto losses_at = [&](std::size_t i) {
       return over_seeds(method, [&](const json& run) { return run["judging"][i].get<double>(); });
     };
-    std::string line = method.name + std::string(30 - method.name.size(), ' ');
-    char cell[64];
+    std::printf("%-30s", name.c_str());
     for (const double rank : shown) {
       const auto found = std::find(ranks.begin(), ranks.end(), static_cast<Index>(rank));
       if (found == ranks.end() || ranks.back() <= static_cast<Index>(rank)) {
-        line += std::string(8, ' ');
-        continue;
+        std::printf("        ");
+      } else {
+        std::printf("%8.4f", mean(losses_at(static_cast<std::size_t>(found - ranks.begin()))));
       }
-      std::snprintf(cell, sizeof cell, "%8.4f", mean(losses_at(static_cast<std::size_t>(found - ranks.begin()))));
-      line += cell;
     }
     const std::vector<double> all = losses_at(ranks.size() - 1);
-    const double seconds = mean(over_seeds(method, [](const json& run) { return run["seconds"].get<double>(); }));
-    std::printf("%s%8.4f  %.4f %3td %8td %7g%c %7.1f\n", line.c_str(), mean(all), (all.back() - all.front()) / 2, method.max_rank,
-                method.parameters, method.rate, method.edge ? '*' : ' ', seconds);
+    std::printf("%8.4f ± %.4f %5td %8td %7g%s\n", mean(all), (all.back() - all.front()) / 2, method.max_rank, method.parameters,
+                method.rate, method.edge ? "*" : "");
     json losses = json::array();
     for (std::size_t i = 0; i < ranks.size(); ++i) losses.push_back(mean(losses_at(i)));
-    return {{"name", method.name},
-            {"max_rank", method.max_rank},
-            {"parameters", method.parameters},
-            {"lr", method.rate},
-            {"ranks", ranks},
-            {"losses", losses},
-            {"low", all.front()},
-            {"high", all.back()},
-            {"seconds", seconds},
-            {"at_edge_of_grid", method.edge}};
+    report.update({{"lr", method.rate},
+                   {"at_edge_of_grid", method.edge},
+                   {"ranks", ranks},
+                   {"losses", losses},
+                   {"low", all.front()},
+                   {"high", all.back()}});
+    return report;
   }
 
   json forgetting(const Method& method) const {
+    if (failed(method)) return {{"name", method.name}, {"diverged", true}};
     const json& first = stored(method, method.rate, 1);
     const std::vector<Index> ranks = first["ranks"].get<std::vector<Index>>();
     json report{{"name", method.name}, {"ranks", ranks}, {"weights", first["weights"]}};

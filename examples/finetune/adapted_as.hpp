@@ -4,11 +4,13 @@
 #include <cstdio>
 #include <dylora/dylora.hpp>
 #include <dylora/io/gguf_adapter.hpp>
+#include <dylora/io/parameters_file.hpp>
 #include <dylora/io/peft.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -25,7 +27,10 @@ class AdaptedAs final : public AdaptedModel {
   AdaptedAs(Model model, Method method) : model_(std::move(model)), method_(std::move(method)) {}
 
   Index max_rank() const override { return model_.max_rank(); }
-  Index trained_parameters() const override { return parameter_count(model_); }
+  Index trained_parameters() const override {
+    if constexpr (requires { method_.trained_before(); }) return parameter_count(model_) + method_.trained_before();
+    return parameter_count(model_);
+  }
   Memory memory_needed(double base_bytes, Index tokens, bool checkpoints) const override {
     return finetune::memory_needed(model_, base_bytes, tokens, checkpoints);
   }
@@ -57,7 +62,11 @@ class AdaptedAs final : public AdaptedModel {
         if (module.rank > 0) std::printf("  %-36s rank %3td  scale %g\n", module.name.c_str(), module.rank, module.scale);
       }
     };
-    if (!o.save.empty()) {
+    if (!o.save.empty() && !has_peft_files()) {
+      const std::string path = o.save + "/adapter.safetensors";
+      save_parameters(path, model_, rank);
+      std::printf("\nsaved in %s\n", path.c_str());
+    } else if (!o.save.empty()) {
       const bool gpt2 = !o.base.empty();
       report(
           save_peft(
@@ -84,6 +93,17 @@ class AdaptedAs final : public AdaptedModel {
   }
 
  private:
+  /// Whether all that is trained has a place in PEFT's files: low-rank products of layers, with or without magnitudes.
+  bool has_peft_files() const {
+    bool portable = true;
+    Index in_layers = 0;
+    for_each_layer(model_, [&](std::string_view, const auto& layer) {
+      if constexpr (!PortableAdapter<std::remove_cvref_t<decltype(layer.adapter)>>) portable = portable && parameter_count(layer) == 0;
+      in_layers += parameter_count(layer);
+    });
+    return portable && in_layers == parameter_count(model_);
+  }
+
   Model model_;
   Method method_;
   typename Model::Cache cache_;

@@ -26,6 +26,7 @@ class AdaptedModel {
 
   /// The largest rank that it can be asked for.
   virtual Index max_rank() const = 0;
+  /// By the whole run, also what is frozen at its end.
   virtual Index trained_parameters() const = 0;
   virtual Memory memory_needed(double base_bytes, Index tokens, bool checkpoints) const = 0;
 

@@ -1,6 +1,9 @@
 #ifndef DYLORA_EXAMPLES_FINETUNE_METHODS_HPP
 #define DYLORA_EXAMPLES_FINETUNE_METHODS_HPP
 
+#include <functional>
+#include <string>
+
 #include "finetune/adapted_model.hpp"
 #include "finetune/options.hpp"
 #include "text/base_model.hpp"
@@ -11,8 +14,9 @@ namespace finetune {
 /// A base with fresh adapters of options.method.
 AnyModel adapt_base(const text::BaseModel& base, const Options& options);
 
-/// The options as the method wants them, unless the command line says otherwise: LoRA trains at --max-rank alone, rsLoRA divides α by √b.
-Options for_method(Options options, bool has_sampler, bool has_scale);
+/// The options as the method has them: LoRA, AdaLoRA's importance and LoRA-Flow train at --max-rank alone, rsLoRA divides α by √b. Throws
+/// std::invalid_argument for what the method does not go with; is_given says whether the command line has an option.
+Options for_method(Options options, const std::function<bool(const std::string&)>& is_given);
 
 AnyModel adapt_by_low_rank(const text::BaseModel& base, const Options& options);  ///< dylora, lora, rslora, lora+, periodic, adalora
 AnyModel adapt_by_dora(const text::BaseModel& base, const Options& options);

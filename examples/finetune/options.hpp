@@ -80,7 +80,9 @@ inline void declare(CLI::App& app, Options& o) {
   app.add_option("--pretrain", o.pretrain, "Files or folders to pretrain the base on (default: Eigen's headers)")->excludes(base);
   app.add_option("--base-folder", o.base_folder, "Where the pretrained base is kept")->excludes(base);
   app.add_option("--json", o.json, "Write a report to this file");
-  app.add_option("--save", o.save, "Write the adapter to this folder, as Hugging Face's PEFT loads it");
+  app.add_option("--save", o.save,
+                 "Write the adapter to this folder, as Hugging Face's PEFT loads it where it has the method, else as "
+                 "dylora/io/parameters_file.hpp does");
   app.add_option("--save-gguf", o.save_gguf, "Write the adapter to this file, as llama.cpp loads it")->needs(base);
   app.add_option("--save-rank", o.save_rank, "The rank to save; 0 for all components")->check(CLI::NonNegativeNumber);
   auto* checkpoint = app.add_option("--checkpoint", o.checkpoint, "Keep the state of the training in this folder");
@@ -95,7 +97,8 @@ inline void declare(CLI::App& app, Options& o) {
   app.add_option("--pretrain-steps", o.pretrain_steps, "Steps of pretraining")->check(CLI::PositiveNumber)->excludes(base);
   app.add_option("--pretrain-lr", o.pretrain_lr, "Learning rate of pretraining")->check(CLI::NonNegativeNumber)->excludes(base);
 
-  app.add_option("--max-rank", o.max_rank, "R, the components of each adapter")->check(CLI::PositiveNumber);
+  app.add_option("--max-rank", o.max_rank, "R, the components of each adapter; prilora: of those of the last block")
+      ->check(CLI::PositiveNumber);
   app.add_option("--min-rank", o.min_rank, "The lowest rank that is drawn; 0 for the smallest there is")->check(CLI::NonNegativeNumber);
   app.add_option("--alpha", o.alpha, "Numerator of the scale")->check(CLI::PositiveNumber);
   app.add_option("--scale", o.scale, "Denominator of the scale: the rank, its root, or the maximal rank")

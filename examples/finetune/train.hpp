@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -42,11 +43,12 @@ inline nlohmann::json comparable(const nlohmann::json& value) {
 
 /// What a method does besides training its parameters: nothing, unless it says otherwise by a member of the same name.
 struct PlainMethod {
-  static constexpr bool resumable = true;  ///< whether the parameters, the optimiser and the generators are all of its state
-
   /// Before the first step: what it needs from the text.
   template <class Model>
   void prepare(Model& /*model*/, const Options& /*options*/, const Task& /*task*/) {}
+
+  /// How many of --steps are left after that.
+  Index steps(const Options& options) const { return options.steps; }
 
   ParameterGroups groups(const Options& /*options*/) const { return {}; }
 
@@ -69,12 +71,18 @@ struct PlainMethod {
 /// Trains the parameters of `model` by a method. With --checkpoint the state is kept every so many steps, and after the last; with --resume
 /// the run goes on from there, bit for bit as if it had not been stopped.
 template <class Model, class Method>
-Training train(Model& model, Method& method, const Options& o, const nlohmann::json& used_options, const Task& task,
+Training train(Model& model, Method& method, const Options& given, const nlohmann::json& used_options, const Task& task,
                typename Model::Cache& cache) {
-  Rng data_rng(o.seed + 1), rank_rng(o.seed + 2), stage_rng(o.seed + 3);
-  method.prepare(model, o, task);
-  const Plan plan = make_plan(o);
+  const auto start = std::chrono::steady_clock::now();
+  Rng data_rng(given.seed + 1), rank_rng(given.seed + 2), stage_rng(given.seed + 3);
+  method.prepare(model, given, task);
+  Options o = given;
+  o.steps = method.steps(given);
   const Knots stages = method.stages(o);
+  const Index stage_steps = (o.steps + stages.index(o.steps - 1)) / (stages.index(o.steps - 1) + 1);
+  Options of_stage = o;
+  of_stage.steps = stage_steps;
+  const Plan plan = make_plan(of_stage);
   auto gradients = zeros_like(model), current = gradients, good = gradients;  // good: the last parameters seen to give a finite loss
   save_parameters(model, good);
   const auto fresh_optimizer = [&] {
@@ -85,7 +93,6 @@ Training train(Model& model, Method& method, const Options& o, const nlohmann::j
                          .groups = method.groups(o)});
   };
   auto optimizer = fresh_optimizer();
-  const Index stage_steps = (o.steps + stages.index(o.steps - 1)) / (stages.index(o.steps - 1) + 1);
   const Schedule schedule(decays.at(o.decay), {.peak = o.lr, .steps = stage_steps, .warmup_steps = std::min(o.warmup, stage_steps)});
 
   const auto state = [&](auto& archive) {
@@ -105,7 +112,6 @@ Training train(Model& model, Method& method, const Options& o, const nlohmann::j
   std::optional<Checkpoints> checkpoints;
   Index first = 0;
   if (!o.checkpoint.empty()) {
-    if (!Method::resumable) throw std::invalid_argument("--checkpoint: expected a --method whose state is its parameters, got " + o.method);
     checkpoints.emplace(o.checkpoint);
     if (!o.resume && !checkpoints->empty()) {
       throw std::runtime_error(o.checkpoint +
@@ -125,6 +131,9 @@ Training train(Model& model, Method& method, const Options& o, const nlohmann::j
   try {
     for (; step < o.steps; ++step) {
       if (step > 0 && stages.local_step(step) == 0) {
+        if (!std::isfinite(text::mean_loss(model, {batch}, o.max_rank, cache))) {  // before it becomes part of what is frozen
+          throw NonFiniteError("the loss after step " + std::to_string(step) + ": expected a finite number, got a NaN or an infinity");
+        }
         method.begin_stage(model, stage_rng);
         optimizer = fresh_optimizer();
         save_parameters(model, good);
@@ -136,7 +145,7 @@ Training train(Model& model, Method& method, const Options& o, const nlohmann::j
         double sum = 0;
         for (Index i = 0; i < o.accumulation; ++i) {
           text::random_batch(task.training, o.batch, o.context, data_rng, batch);
-          auto groups = divide(plan(step, rank_rng), o.batch);
+          auto groups = divide(plan(stages.local_step(step), rank_rng), o.batch);
           shown = groups.size() == 1 ? groups.front().rank.active : 0;
           for (RankGroup& group : groups) group.weight /= static_cast<double>(o.accumulation);
           sum += text::loss_and_gradients(model, batch, groups, cache, gradients);
@@ -150,7 +159,6 @@ Training train(Model& model, Method& method, const Options& o, const nlohmann::j
       const Index done = step + 1;
       if (checkpoints && (done % o.checkpoint_every == 0 || done == o.steps)) checkpoints->save(done, state);
     }
-    method.finish(model);
   } catch (const NonFiniteError& error) {
     result.stopped = error.what();
     restore_parameters(model, good);
@@ -158,7 +166,8 @@ Training train(Model& model, Method& method, const Options& o, const nlohmann::j
                  "\nfinetune_text: training stopped at %s\nfinetune_text: going on with the last parameters that gave a finite loss\n",
                  error.what());
   }
-  result.seconds = progress.seconds();
+  method.finish(model);
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   result.tokens_per_second = progress.tokens_per_second(step);
   return result;
 }

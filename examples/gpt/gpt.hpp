@@ -68,7 +68,7 @@ struct Gpt {
     block.extend(x, dylora::RankSlice::none(), past);
   } && !requires(typename Linear::ProjectionCache cache) { cache.owner; };
 
-  /// The largest rank that forward accepts; 0 if no projection has an adapter.
+  /// The largest rank that forward accepts; 0 if nothing has an adapter.
   Index max_rank() const {
     Index largest = 0;
     if constexpr (adapts_embedding<Embedding>) largest = token_embedding.max_rank();

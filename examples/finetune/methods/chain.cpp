@@ -9,8 +9,6 @@ namespace {
 
 /// Chain of LoRA with its links kept apart, so that the whole chain still works at every rank.
 struct Links : PlainMethod {
-  static constexpr bool resumable = false;
-
   Knots stages(const Options& o) const { return Knots::equal(o.links, o.steps); }
   template <class Model>
   void begin_stage(Model& model, Rng& rng) {

@@ -11,12 +11,18 @@ namespace {
 
 using Linear = dylora::Linear<float, GatedAdapters<float>>;
 
-/// Two LoRAs are trained first, each on one half of the text. Then a gate for each block learns on all of it how much of which a token needs.
+/// Two LoRAs are trained first, each on one half of the text, for three eighths of the steps. In the last quarter a gate for each block
+/// learns on all of the text how much of which LoRA a token needs.
 struct Flow : PlainMethod {
-  static constexpr bool resumable = false;
   static constexpr Index adapters = 2;
 
   gpt::Gpt<float> fresh;
+
+  /// Of the LoRAs, which are frozen by the time that the gate is trained.
+  Index trained_before() const { return adapters * parameter_count(fresh); }
+
+  static Index steps_of_each(const Options& o) { return std::max<Index>(1, 3 * o.steps / 8); }
+  Index steps(const Options& o) const { return std::max<Index>(1, o.steps - adapters * steps_of_each(o)); }
 
   template <class Model>
   void prepare(Model& model, const Options& o, const Task& task) {
@@ -24,7 +30,7 @@ struct Flow : PlainMethod {
     for (Index part = 0; part < adapters; ++part) {
       Options first = o;
       first.sampler = "fixed";
-      first.checkpoint.clear();
+      first.steps = steps_of_each(o);
       first.seed = o.seed + 10 * static_cast<std::uint64_t>(part + 1);
       Task share = task;
       const auto size = static_cast<std::ptrdiff_t>(task.training.size()) / adapters;
@@ -32,7 +38,8 @@ struct Flow : PlainMethod {
       trained.push_back(fresh);
       LowRankMethod method;
       gpt::Gpt<float>::Cache cache;
-      (void)train(trained.back(), method, first, {}, share, cache);
+      const Training training = train(trained.back(), method, first, {}, share, cache);
+      if (!training.stopped.empty()) throw NonFiniteError(training.stopped);
     }
     for (std::size_t i = 0; i < model.blocks.size(); ++i) gather(model.blocks[i], trained, i);
   }

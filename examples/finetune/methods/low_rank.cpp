@@ -11,11 +11,11 @@ namespace {
 
 /// PeriodicLoRA: from time to time the adapters become part of the weights and begin afresh.
 struct Periodic : PlainMethod {
-  static constexpr bool resumable = false;
-
   Knots stages(const Options& o) const {
-    const Index interval = o.interval > 0 ? o.interval : std::max<Index>(1, o.steps / 4);
-    return Knots::equal(std::max<Index>(1, o.steps / interval), o.steps);
+    if (o.interval == 0) return Knots::equal(std::min<Index>(4, o.steps), o.steps);
+    std::vector<Index> lengths(static_cast<std::size_t>(o.steps / o.interval), o.interval);
+    if (o.steps % o.interval > 0) lengths.push_back(o.steps % o.interval);
+    return Knots(lengths);
   }
   template <class Model>
   void begin_stage(Model& model, Rng& rng) {
@@ -25,7 +25,6 @@ struct Periodic : PlainMethod {
 
 /// A plain LoRA whose components are ordered, once it is trained, by AdaLoRA's importance.
 struct ByImportance : PlainMethod {
-  static constexpr bool resumable = false;
   using Model = gpt::Gpt<float>;
 
   std::optional<ImportanceTracker<Model>> importance;

@@ -1,6 +1,8 @@
 #include "finetune/methods.hpp"
 
 #include <algorithm>
+#include <initializer_list>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -36,11 +38,44 @@ AnyModel adapt_base(const text::BaseModel& base, const Options& options) {
   return found->second(base, options);
 }
 
-Options for_method(Options options, bool has_sampler, bool has_scale) {
-  const bool one_rank = options.method == "lora" || options.method == "adalora";
-  if (one_rank && !has_sampler) options.sampler = "fixed";
-  if (options.method == "rslora" && !has_scale) options.scale = "sqrt-rank";
-  return options;
+Options for_method(Options o, const std::function<bool(const std::string&)>& is_given) {
+  const auto is_one_of = [&](std::initializer_list<const char*> names) {
+    return std::any_of(names.begin(), names.end(), [&](const char* name) { return o.method == name; });
+  };
+  const auto refuse_unless = [&](const std::string& option, std::initializer_list<const char*> names) {
+    if (is_given(option) && !is_one_of(names)) {
+      std::string expected;
+      for (const char* name : names) expected += (expected.empty() ? "" : ", ") + std::string(name);
+      throw std::invalid_argument("--method: with " + option + " expected one of " + expected + ", got " + o.method);
+    }
+  };
+  refuse_unless("--lr-ratio", {"lora+"});
+  refuse_unless("--modules", {"multilora"});
+  refuse_unless("--bases", {"nola"});
+  refuse_unless("--links", {"chain"});
+  refuse_unless("--interval", {"periodic"});
+  refuse_unless("--base", {"dylora", "lora", "rslora", "lora+"});
+  refuse_unless("--checkpoint",
+                {"dylora", "lora", "rslora", "lora+", "dora", "reslora", "multilora", "nola", "pissa", "olora", "embedding"});
+  refuse_unless("--layer-budget", {"dylora", "lora", "rslora", "lora+", "dora", "multilora", "pissa", "olora", "adalora"});
+  if (o.method == "periodic" && is_given("--save"))
+    throw std::invalid_argument(
+        "--save: expected a --method that leaves the base as it is, got periodic, whose adapters become part of it");
+  if (o.method == "chain" && o.links > o.steps)
+    throw std::invalid_argument("--links: expected at most --steps " + std::to_string(o.steps) + ", got " + std::to_string(o.links));
+
+  if (is_one_of({"lora", "adalora", "flow"})) {
+    if ((is_given("--sampler") && o.sampler != "fixed") || o.mode != "nested")
+      throw std::invalid_argument("--method " + o.method + ": expected --sampler fixed and --mode nested, which is all it is, got " +
+                                  o.sampler + " and " + o.mode);
+    o.sampler = "fixed";
+  }
+  if (o.method == "rslora") {
+    if (is_given("--scale") && o.scale != "sqrt-rank")
+      throw std::invalid_argument("--method rslora: expected --scale sqrt-rank, which is all it is, got " + o.scale);
+    o.scale = "sqrt-rank";
+  }
+  return o;
 }
 
 }  // namespace finetune

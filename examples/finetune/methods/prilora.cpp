@@ -15,18 +15,16 @@ using Linear = dylora::Linear<float, Observed<Proportional<LowRank<float>>>>;
 using Model = gpt::Gpt<float, Linear>;
 
 struct Pruned : PlainMethod {
-  static constexpr bool resumable = false;
-
   std::optional<Pruning<Model>> pruning;
 
-  void prepare(Model& model, const Options&, const Task&) { pruning.emplace(model); }
+  void prepare(Model& model, const Options&, const Task&) { pruning.emplace(model, PruningOptions{.keeps_pruned = true}); }
   void see_gradients(Model& model, Model::Gradients& gradients) { pruning->before_step(model, gradients); }
   void after_step(Index, Model& model, const Model::Cache&) { pruning->after_step(model); }
 };
 
 }  // namespace
 
-/// Ranks that grow with the depth, from a third of --max-rank to all of it, and a sparse A.
+/// Ranks that grow with the depth, from a third of --max-rank to all of it, and an A of which half the entries end as 0.
 AnyModel adapt_by_prilora(const text::BaseModel& base, const Options& o) {
   Rng rng(o.seed);
   const auto layers = static_cast<Index>(base.blocks.size());
@@ -36,7 +34,7 @@ AnyModel adapt_by_prilora(const text::BaseModel& base, const Options& o) {
     LowRankOptions options = adapter_options(o, place);
     if (options.max_rank > 0) {
       options.max_rank = ranks[static_cast<std::size_t>(place.block)];
-      options.alpha *= static_cast<double>(options.max_rank) / static_cast<double>(o.max_rank);  // else low ranks would be the louder ones
+      options.alpha *= static_cast<double>(options.max_rank) / static_cast<double>(o.max_rank);  // or low ranks would be louder
     }
     return Linear(std::move(weight), {.adapter = options, .max_rank = o.max_rank}, rng);
   });
