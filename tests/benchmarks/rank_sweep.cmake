@@ -97,7 +97,7 @@ elseif(case STREQUAL resume)
   expect(0 "[1/" ${small} ${rates} --windows 17) # other settings are other runs
 
 elseif(case STREQUAL methods)
-  set(small ${small} --methods --layers 2 --steps 40 --seeds 2 --rates 0.006 0.024)
+  set(small ${small} --methods --layers 2 --steps 100 --seeds 2 --rates 0.003 0.012)
   expect(0 "what is forgotten" ${small} --json ${folder}/report.json)
   file(READ ${folder}/report.json json)
   string(JSON base GET "${json}" base_loss)

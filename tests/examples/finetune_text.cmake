@@ -133,7 +133,7 @@ elseif("${case}" STREQUAL "methods")
   expect(0 "trained once" ${small} --method periodic --interval 25)
   expect(0 "trained once" ${small} --method dora --checkpoint ${folder}/dora)
   expect(0 "resumed after step 60" ${small} --method dora --checkpoint ${folder}/dora --resume)
-  expect(1 "--method" ${small} --method lora+ --checkpoint ${folder}/dora --resume)
+  expect(1 "expected a checkpoint of this run" ${small} --method lora+ --checkpoint ${folder}/dora --resume)
 
 elseif("${case}" STREQUAL "gpt2")
   set(small --base ${gpt2} --text ${text} --context 16 --batch 6 --steps 20 --warmup 2 --validation 16 --max-rank 4 --sample-length 8)
