@@ -153,7 +153,8 @@ TEMPLATE_TEST_CASE("a cut adapter has at every rank of the model as many compone
       for (const Index t : {Index{0}, b - 1, b}) {
         const Index left = std::min(components, whole.rank_of(b));
         const RankSlice own = left == 0 ? RankSlice::none() : RankSlice(left, std::min(left, whole.rank_of(t)));
-        const auto got = run_once(adapter, x, dy, RankSlice(b, t)), expected = run_once(whole.inner, x, dy, own);
+        const auto got = run_once(adapter, x, dy, RankSlice(b, t));
+        const auto expected = run_once(whole.inner, x, dy, own);
         CHECK(same_bits(got.y, expected.y));
         CHECK(same_bits(got.dx, expected.dx));
         CHECK(same_bits(component_values<LowRank<S>>(got.gradients, 0), component_values<LowRank<S>>(expected.gradients, 0, components)));
