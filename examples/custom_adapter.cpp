@@ -1,6 +1,7 @@
 // An adapter of your own: what it computes, its gradient, its parameters. The library needs nothing else to nest, train, clip and check it.
 
 #include <dylora/dylora.hpp>
+#include <dylora/testing/gradient_check.hpp>
 #include <iostream>
 
 using namespace dylora;

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <dylora/dylora.hpp>
-#include <dylora/io/atomic_file.hpp>
+#include <dylora/io/bytes/atomic_file.hpp>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>

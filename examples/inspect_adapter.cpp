@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "dylora/core/error.hpp"
-#include "dylora/core/scale.hpp"
-#include "dylora/io/tensor.hpp"
+#include "dylora/io/bytes/tensor.hpp"
+#include "dylora/ranks/scale.hpp"
 #include "inspect/contents.hpp"
 #include "inspect/merge.hpp"
 #include "inspect/peft_adapter.hpp"

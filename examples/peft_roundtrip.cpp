@@ -1,7 +1,7 @@
 // Train once, save as PEFT at three ranks, load each into a fresh layer: the same outputs, bit for bit.
 
 #include <dylora/dylora.hpp>
-#include <dylora/io/peft.hpp>
+#include <dylora/io/peft/peft.hpp>
 #include <filesystem>
 #include <iomanip>
 #include <iostream>

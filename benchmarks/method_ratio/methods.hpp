@@ -4,6 +4,16 @@
 #include <array>
 #include <cstddef>
 #include <dylora/dylora.hpp>
+#include <dylora/methods/chain/chain.hpp>
+#include <dylora/methods/dora/dora_linear.hpp>
+#include <dylora/methods/dora/options.hpp>
+#include <dylora/methods/lora_flow/flow.hpp>
+#include <dylora/methods/multilora.hpp>
+#include <dylora/methods/nola/nola.hpp>
+#include <dylora/methods/pissa/initialized.hpp>
+#include <dylora/methods/prilora/proportional.hpp>
+#include <dylora/methods/reslora/shortcut.hpp>
+#include <dylora/methods/reslora/stack.hpp>
 #include <functional>
 #include <memory>
 #include <optional>

@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <dylora/dylora.hpp>
+#include <dylora/methods/nola/nola.hpp>
 #include <filesystem>
 #include <initializer_list>
 #include <memory>

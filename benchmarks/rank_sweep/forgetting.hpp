@@ -1,7 +1,7 @@
 #ifndef DYLORA_BENCHMARKS_RANK_SWEEP_FORGETTING_HPP
 #define DYLORA_BENCHMARKS_RANK_SWEEP_FORGETTING_HPP
 
-#include <dylora/analysis/intruder_dimensions.hpp>
+#include <dylora/analysis/intruders.hpp>
 #include <dylora/dylora.hpp>
 #include <nlohmann/json.hpp>
 #include <vector>

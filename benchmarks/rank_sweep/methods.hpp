@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <dylora/analysis/intruders.hpp>
 #include <dylora/dylora.hpp>
 #include <functional>
 #include <limits>

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <dylora/dylora.hpp>
+#include <dylora/ranks/order.hpp>
 
 #include "rank_sweep/contender.hpp"
 

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 #include <cstring>
-#include <dylora/core/parallel.hpp>
+#include <dylora/linalg/parallel.hpp>
 #include <functional>
 #include <numeric>
 #include <vector>

@@ -3,9 +3,9 @@
 
 #include <cstdio>
 #include <dylora/dylora.hpp>
-#include <dylora/io/gguf_adapter.hpp>
+#include <dylora/io/gguf/adapter.hpp>
 #include <dylora/io/parameters_file.hpp>
-#include <dylora/io/peft.hpp>
+#include <dylora/io/peft/peft.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 #include <dylora/dylora.hpp>
-#include <dylora/io/checksum.hpp>
+#include <dylora/io/bytes/checksum.hpp>
 #include <span>
 #include <stdexcept>
 #include <string>

@@ -8,7 +8,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <dylora/dylora.hpp>
-#include <dylora/io/checkpoint.hpp>
+#include <dylora/io/checkpoint/checkpoint.hpp>
+#include <dylora/methods/chain/stages.hpp>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>

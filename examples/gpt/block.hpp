@@ -2,7 +2,7 @@
 #define DYLORA_EXAMPLES_GPT_BLOCK_HPP
 
 #include <dylora/dylora.hpp>
-#include <dylora/layers/residual_link.hpp>
+#include <dylora/methods/reslora/link.hpp>
 
 #include "gpt/gelu.hpp"
 #include "gpt/layer_norm.hpp"

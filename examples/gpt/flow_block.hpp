@@ -1,9 +1,9 @@
 #ifndef DYLORA_EXAMPLES_GPT_FLOW_BLOCK_HPP
 #define DYLORA_EXAMPLES_GPT_FLOW_BLOCK_HPP
 
-#include <dylora/adapters/flow_gate.hpp>
-#include <dylora/adapters/gated_adapters.hpp>
 #include <dylora/dylora.hpp>
+#include <dylora/methods/lora_flow/gate.hpp>
+#include <dylora/methods/lora_flow/gated_adapters.hpp>
 #include <utility>
 
 #include "gpt/block.hpp"

@@ -13,16 +13,16 @@
 #include <variant>
 #include <vector>
 
+#include "dylora/adapters/factors.hpp"
 #include "dylora/core/error.hpp"
-#include "dylora/core/factors.hpp"
-#include "dylora/core/scale.hpp"
 #include "dylora/core/types.hpp"
-#include "dylora/io/checkpoint_file.hpp"
-#include "dylora/io/gguf.hpp"
-#include "dylora/io/gguf_adapter_reader.hpp"
-#include "dylora/io/mapped_file.hpp"
-#include "dylora/io/safetensors.hpp"
-#include "dylora/io/safetensors_folder.hpp"
+#include "dylora/io/bytes/mapped_file.hpp"
+#include "dylora/io/checkpoint/file.hpp"
+#include "dylora/io/gguf/adapter_reader.hpp"
+#include "dylora/io/gguf/gguf.hpp"
+#include "dylora/io/safetensors/folder.hpp"
+#include "dylora/io/safetensors/safetensors.hpp"
+#include "dylora/ranks/scale.hpp"
 #include "inspect/peft_adapter.hpp"
 #include "inspect/spectrum.hpp"
 

@@ -18,12 +18,12 @@
 #include <vector>
 
 #include "dylora/core/error.hpp"
-#include "dylora/core/scale.hpp"
 #include "dylora/core/types.hpp"
-#include "dylora/io/atomic_file.hpp"
-#include "dylora/io/safetensors.hpp"
-#include "dylora/io/safetensors_folder.hpp"
-#include "dylora/io/tensor.hpp"
+#include "dylora/io/bytes/atomic_file.hpp"
+#include "dylora/io/bytes/tensor.hpp"
+#include "dylora/io/safetensors/folder.hpp"
+#include "dylora/io/safetensors/safetensors.hpp"
+#include "dylora/ranks/scale.hpp"
 #include "inspect/peft_adapter.hpp"
 #include "inspect/spectrum.hpp"
 

@@ -11,11 +11,11 @@
 
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
-#include "dylora/io/mapped_file.hpp"
-#include "dylora/io/peft_config.hpp"
-#include "dylora/io/peft_reader.hpp"
-#include "dylora/io/peft_tensors.hpp"
-#include "dylora/io/safetensors.hpp"
+#include "dylora/io/bytes/mapped_file.hpp"
+#include "dylora/io/peft/config.hpp"
+#include "dylora/io/peft/reader.hpp"
+#include "dylora/io/peft/tensors.hpp"
+#include "dylora/io/safetensors/safetensors.hpp"
 
 namespace inspect {
 

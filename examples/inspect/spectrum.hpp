@@ -8,9 +8,10 @@
 #include <cstddef>
 #include <vector>
 
-#include "dylora/core/factors.hpp"
-#include "dylora/core/scale.hpp"
+#include "dylora/adapters/factors.hpp"
+#include "dylora/analysis/spectrum.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/ranks/scale.hpp"
 
 namespace inspect {
 

@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <deque>
 #include <dylora/dylora.hpp>
-#include <dylora/io/mapped_file.hpp>
-#include <dylora/io/safetensors_folder.hpp>
+#include <dylora/io/bytes/mapped_file.hpp>
+#include <dylora/io/safetensors/folder.hpp>
 #include <filesystem>
 #include <set>
 #include <string>

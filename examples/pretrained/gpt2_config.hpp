@@ -3,7 +3,7 @@
 
 #include <cstdint>
 #include <dylora/dylora.hpp>
-#include <dylora/io/json.hpp>
+#include <dylora/io/bytes/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>

@@ -19,8 +19,8 @@
 
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
-#include "dylora/io/json.hpp"
-#include "dylora/io/mapped_file.hpp"
+#include "dylora/io/bytes/json.hpp"
+#include "dylora/io/bytes/mapped_file.hpp"
 #include "pretrained/byte_alphabet.hpp"
 #include "pretrained/pre_tokens.hpp"
 

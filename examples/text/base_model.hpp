@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <dylora/dylora.hpp>
-#include <dylora/io/atomic_file.hpp>
+#include <dylora/io/bytes/atomic_file.hpp>
 #include <filesystem>
 #include <fstream>
 #include <optional>

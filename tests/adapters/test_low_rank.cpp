@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "dylora/core/adapter_ranks.hpp"
+#include "dylora/ranks/truncate.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"
 

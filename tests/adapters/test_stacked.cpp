@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "dylora/core/adapter_ranks.hpp"
+#include "dylora/ranks/truncate.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"
 

@@ -1,4 +1,6 @@
 #include "dylora/analysis/randomized_svd.hpp"
+#include "dylora/analysis/spectrum.hpp"
+#include "dylora/linalg/svd.hpp"
 
 #include <cmath>
 

@@ -1,4 +1,6 @@
+#include "dylora/analysis/intruders.hpp"
 #include "dylora/analysis/reduce_intruders.hpp"
+#include "dylora/linalg/svd.hpp"
 
 #include <cmath>
 

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "dylora/adapters/low_rank.hpp"
-#include "dylora/adapters/order_components.hpp"
+#include "dylora/ranks/order.hpp"
 #include "support/catch.hpp"
 #include "support/threads.hpp"
 #include "support/throws.hpp"

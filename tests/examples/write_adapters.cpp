@@ -21,12 +21,12 @@
 
 #include "dylora/core/random.hpp"
 #include "dylora/core/types.hpp"
-#include "dylora/io/atomic_file.hpp"
-#include "dylora/io/checkpoint_file.hpp"
-#include "dylora/io/gguf_contents.hpp"
-#include "dylora/io/gguf_writer.hpp"
-#include "dylora/io/safetensors.hpp"
-#include "dylora/io/tensor.hpp"
+#include "dylora/io/bytes/atomic_file.hpp"
+#include "dylora/io/bytes/tensor.hpp"
+#include "dylora/io/checkpoint/file.hpp"
+#include "dylora/io/gguf/contents.hpp"
+#include "dylora/io/gguf/writer.hpp"
+#include "dylora/io/safetensors/safetensors.hpp"
 #include "support/temporary_folder.hpp"
 
 namespace {

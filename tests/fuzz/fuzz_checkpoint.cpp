@@ -8,7 +8,7 @@
 
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/core/random.hpp"
-#include "dylora/io/checkpoint_file.hpp"
+#include "dylora/io/checkpoint/file.hpp"
 #include "dylora/train/adamw.hpp"
 
 using namespace dylora;

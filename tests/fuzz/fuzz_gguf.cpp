@@ -9,9 +9,9 @@
 
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/core/random.hpp"
-#include "dylora/io/gguf.hpp"
-#include "dylora/io/gguf_adapter.hpp"
-#include "dylora/io/gguf_writer.hpp"
+#include "dylora/io/gguf/adapter.hpp"
+#include "dylora/io/gguf/gguf.hpp"
+#include "dylora/io/gguf/writer.hpp"
 #include "dylora/layers/linear.hpp"
 
 using namespace dylora;

@@ -6,8 +6,8 @@
 #include <string>
 #include <string_view>
 
-#include "dylora/io/peft_config.hpp"
-#include "dylora/io/peft_reader.hpp"
+#include "dylora/io/peft/config.hpp"
+#include "dylora/io/peft/reader.hpp"
 
 /// A config is refused, or it says a rank and a scale for whatever module (unless its patterns are refused), and means the same once it is
 /// written.

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "dylora/core/error.hpp"
-#include "dylora/io/safetensors.hpp"
+#include "dylora/io/safetensors/safetensors.hpp"
 
 namespace {
 

@@ -8,10 +8,10 @@
 #include <string_view>
 
 #include "dylora/adapters/low_rank.hpp"
-#include "dylora/io/checkpoint.hpp"
-#include "dylora/io/gguf_adapter.hpp"
-#include "dylora/io/peft.hpp"
-#include "dylora/io/safetensors.hpp"
+#include "dylora/io/checkpoint/checkpoint.hpp"
+#include "dylora/io/gguf/adapter.hpp"
+#include "dylora/io/peft/peft.hpp"
+#include "dylora/io/safetensors/safetensors.hpp"
 #include "dylora/layers/linear.hpp"
 #include "dylora/train/adamw.hpp"
 

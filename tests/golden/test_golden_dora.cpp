@@ -1,4 +1,5 @@
-#include "dylora/layers/dora_linear.hpp"
+#include "dylora/methods/dora/dora_linear.hpp"
+#include "dylora/methods/dora/options.hpp"
 
 #include "golden/golden.hpp"
 

@@ -2,8 +2,8 @@
 #include <utility>
 #include <vector>
 
-#include "dylora/adapters/flow_gate.hpp"
-#include "dylora/adapters/gated_adapters.hpp"
+#include "dylora/methods/lora_flow/gate.hpp"
+#include "dylora/methods/lora_flow/gated_adapters.hpp"
 #include "golden/golden.hpp"
 
 using namespace dylora;

@@ -1,4 +1,4 @@
-#include "dylora/adapters/multi.hpp"
+#include "dylora/methods/multilora.hpp"
 
 #include "golden/golden.hpp"
 

@@ -1,5 +1,7 @@
 #include "golden/golden.hpp"
-#include "layers/residual_under_test.hpp"
+#include "methods/reslora/residual_under_test.hpp"
+#include <dylora/methods/reslora/residual_low_rank.hpp>
+#include <dylora/methods/reslora/shortcut.hpp>
 
 using namespace dylora;
 

@@ -2,15 +2,18 @@
 #define DYLORA_TESTS_GPT_METHODS_UNDER_TEST_HPP
 
 #include <cmath>
-#include <dylora/adapters/gated_adapters.hpp>
-#include <dylora/adapters/multi.hpp>
-#include <dylora/layers/dora_linear.hpp>
 #include <dylora/layers/embedding.hpp>
-#include <dylora/layers/residual_link.hpp>
+#include <dylora/methods/dora/dora_linear.hpp>
+#include <dylora/methods/lora_flow/gated_adapters.hpp>
+#include <dylora/methods/multilora.hpp>
+#include <dylora/methods/reslora/link.hpp>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "dylora/methods/dora/options.hpp"
+#include "dylora/methods/lora_flow/flow.hpp"
+#include "dylora/methods/reslora/shortcut.hpp"
 #include "dylora/testing/gradient_check.hpp"
 #include "gpt/flow_block.hpp"
 #include "gpt/gpt.hpp"

@@ -9,6 +9,8 @@
 #include "support/make.hpp"
 #include "support/values.hpp"
 #include "text/training.hpp"
+#include <dylora/methods/lora_flow/flow.hpp>
+#include <dylora/testing/gradient_check.hpp>
 
 namespace dylora::test {
 

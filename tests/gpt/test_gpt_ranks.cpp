@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "dylora/core/adapter_ranks.hpp"
+#include "dylora/ranks/truncate.hpp"
 #include "gpt/gpt.hpp"
 #include "support/catch.hpp"
 #include "support/make.hpp"

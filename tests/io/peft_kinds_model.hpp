@@ -7,9 +7,9 @@
 
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/layers/conv2d.hpp"
-#include "dylora/layers/dora_linear.hpp"
 #include "dylora/layers/embedding.hpp"
 #include "dylora/layers/linear.hpp"
+#include "dylora/methods/dora/dora_linear.hpp"
 #include "io/peft_model.hpp"
 #include "support/values.hpp"
 

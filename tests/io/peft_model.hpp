@@ -9,7 +9,7 @@
 #include "dylora/adapters/dropout.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/adapters/stacked.hpp"
-#include "dylora/core/rank.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "dylora/layers/linear.hpp"
 #include "support/values.hpp"
 

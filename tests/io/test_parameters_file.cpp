@@ -1,4 +1,8 @@
 #include "dylora/io/parameters_file.hpp"
+#include "dylora/methods/dora/dora_linear.hpp"
+#include "dylora/methods/lora_flow/gated_adapters.hpp"
+#include "dylora/methods/nola/factors.hpp"
+#include "dylora/methods/reslora/shortcut.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -11,16 +15,16 @@
 #include <utility>
 #include <vector>
 
-#include "dylora/adapters/chain.hpp"
 #include "dylora/adapters/dropout.hpp"
-#include "dylora/adapters/flow.hpp"
-#include "dylora/adapters/initialized.hpp"
 #include "dylora/adapters/low_rank.hpp"
-#include "dylora/adapters/multi.hpp"
-#include "dylora/adapters/nola.hpp"
-#include "dylora/adapters/proportional.hpp"
 #include "dylora/adapters/stacked.hpp"
-#include "dylora/layers/residual_stack.hpp"
+#include "dylora/methods/chain/chain.hpp"
+#include "dylora/methods/lora_flow/flow.hpp"
+#include "dylora/methods/multilora.hpp"
+#include "dylora/methods/nola/nola.hpp"
+#include "dylora/methods/pissa/initialized.hpp"
+#include "dylora/methods/prilora/proportional.hpp"
+#include "dylora/methods/reslora/stack.hpp"
 #include "io/peft_kinds_model.hpp"
 #include "support/catch.hpp"
 #include "support/temporary_folder.hpp"

@@ -10,10 +10,12 @@
 #include <utility>
 #include <vector>
 
-#include "dylora/core/concepts.hpp"
-#include "dylora/io/atomic_file.hpp"
-#include "dylora/io/peft.hpp"
-#include "dylora/io/safetensors.hpp"
+#include "dylora/adapters/adapter.hpp"
+#include "dylora/core/rank_slice.hpp"
+#include "dylora/core/types.hpp"
+#include "dylora/io/bytes/atomic_file.hpp"
+#include "dylora/io/peft/peft.hpp"
+#include "dylora/io/safetensors/safetensors.hpp"
 #include "io/peft_kinds_model.hpp"
 #include "io/peft_model.hpp"
 

@@ -7,11 +7,13 @@
 #include <utility>
 #include <vector>
 
-#include "dylora/core/adapter_ranks.hpp"
+#include "dylora/adapters/adapter.hpp"
 #include "dylora/core/batch_ranks.hpp"
-#include "dylora/core/concepts.hpp"
-#include "dylora/core/parallel.hpp"
 #include "dylora/core/parameters.hpp"
+#include "dylora/core/rank_slice.hpp"
+#include "dylora/core/types.hpp"
+#include "dylora/linalg/parallel.hpp"
+#include "dylora/ranks/truncate.hpp"
 #include "dylora/testing/gradient_check.hpp"
 #include "support/catch.hpp"
 #include "support/law.hpp"

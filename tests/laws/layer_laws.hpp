@@ -8,10 +8,10 @@
 #include <utility>
 #include <vector>
 
-#include "dylora/core/adapter_ranks.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/sequences.hpp"
+#include "dylora/ranks/truncate.hpp"
 #include "dylora/testing/gradient_check.hpp"
 #include "dylora/train/adamw.hpp"
 #include "support/catch.hpp"

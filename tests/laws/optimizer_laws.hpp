@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "dylora/core/parameters.hpp"
-#include "dylora/train/update.hpp"
+#include "dylora/train/optimizer.hpp"
 #include "support/catch.hpp"
 #include "support/law.hpp"
 #include "support/throws.hpp"

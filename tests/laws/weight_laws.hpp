@@ -3,7 +3,9 @@
 
 #include <string>
 
-#include "dylora/core/concepts.hpp"
+#include "dylora/core/types.hpp"
+#include "dylora/linalg/product.hpp"
+#include "dylora/weights/weight.hpp"
 #include "support/catch.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"

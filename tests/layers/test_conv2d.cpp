@@ -1,4 +1,5 @@
 #include "dylora/layers/conv2d.hpp"
+#include "dylora/testing/gradient_check.hpp"
 
 #include <string>
 #include <utility>

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "dylora/core/adapter_ranks.hpp"
 #include "dylora/layers/linear.hpp"
+#include "dylora/ranks/truncate.hpp"
 #include "dylora/train/adamw.hpp"
 #include "support/catch.hpp"
 #include "support/law.hpp"

@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "dylora/core/rank.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "support/catch.hpp"
 
 namespace dylora::test {

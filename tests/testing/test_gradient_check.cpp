@@ -3,7 +3,7 @@
 #include <cmath>
 #include <string>
 
-#include "dylora/core/adapter_ranks.hpp"
+#include "dylora/ranks/truncate.hpp"
 #include "support/catch.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"

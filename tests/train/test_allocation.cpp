@@ -6,12 +6,12 @@
 #include <vector>
 
 #include "dylora/core/batch_ranks.hpp"
-#include "dylora/core/rank_sampler.hpp"
 #include "dylora/core/sequences.hpp"
+#include "dylora/ranks/groups.hpp"
+#include "dylora/ranks/plan.hpp"
+#include "dylora/ranks/sampler.hpp"
 #include "dylora/train/adamw.hpp"
 #include "dylora/train/loss.hpp"
-#include "dylora/train/rank_groups.hpp"
-#include "dylora/train/rank_plan.hpp"
 #include "dylora/train/train_step.hpp"
 #include "support/catch.hpp"
 #include "support/make.hpp"

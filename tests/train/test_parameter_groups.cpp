@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "dylora/core/parameters.hpp"
-#include "dylora/io/checkpoint_archive.hpp"
-#include "dylora/io/checkpoint_file.hpp"
+#include "dylora/io/checkpoint/archive.hpp"
+#include "dylora/io/checkpoint/file.hpp"
 #include "dylora/layers/linear.hpp"
 #include "dylora/train/adamw.hpp"
 #include "dylora/train/loss.hpp"

@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "dylora/layers/linear.hpp"
+#include "dylora/ranks/groups.hpp"
 #include "dylora/train/adamw.hpp"
 #include "dylora/train/loss.hpp"
-#include "dylora/train/rank_groups.hpp"
 #include "dylora/train/sgd.hpp"
 #include "support/catch.hpp"
 #include "support/law.hpp"

@@ -1,4 +1,5 @@
-#include <dylora/adapters/chain.hpp>
+#include <dylora/methods/chain/chain.hpp>
+#include <dylora/methods/chain/stages.hpp>
 
 #include "finetune/adapted_as.hpp"
 #include "finetune/methods.hpp"

@@ -1,4 +1,4 @@
-#include <dylora/layers/dora_linear.hpp>
+#include <dylora/methods/dora/dora_linear.hpp>
 
 #include "finetune/adapted_as.hpp"
 #include "finetune/methods.hpp"

@@ -1,4 +1,5 @@
-#include <dylora/adapters/gated_adapters.hpp>
+#include <dylora/methods/lora_flow/flow.hpp>
+#include <dylora/methods/lora_flow/gated_adapters.hpp>
 #include <span>
 
 #include "finetune/adapted_as.hpp"

@@ -1,4 +1,5 @@
-#include <dylora/adapters/init.hpp>
+#include <dylora/methods/pissa/init.hpp>
+#include <dylora/methods/pissa/initialized.hpp>
 
 #include "finetune/adapted_as.hpp"
 #include "finetune/methods.hpp"

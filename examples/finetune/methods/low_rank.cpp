@@ -1,6 +1,8 @@
 #include "finetune/methods/low_rank.hpp"
 
-#include <dylora/train/importance.hpp>
+#include <dylora/methods/adalora/importance.hpp>
+#include <dylora/methods/chain/fold.hpp>
+#include <dylora/methods/chain/stages.hpp>
 #include <optional>
 
 #include "finetune/adapted_as.hpp"

@@ -1,4 +1,4 @@
-#include <dylora/adapters/multi.hpp>
+#include <dylora/methods/multilora.hpp>
 
 #include "finetune/adapted_as.hpp"
 #include "finetune/methods.hpp"

@@ -1,4 +1,4 @@
-#include <dylora/adapters/nola.hpp>
+#include <dylora/methods/nola/nola.hpp>
 
 #include "finetune/adapted_as.hpp"
 #include "finetune/methods.hpp"

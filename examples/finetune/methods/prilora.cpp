@@ -1,7 +1,7 @@
-#include <dylora/adapters/observed.hpp>
-#include <dylora/adapters/proportional.hpp>
-#include <dylora/train/pruning.hpp>
-#include <dylora/train/rank_allocation.hpp>
+#include <dylora/methods/prilora/observed.hpp>
+#include <dylora/methods/prilora/proportional.hpp>
+#include <dylora/methods/prilora/pruning.hpp>
+#include <dylora/methods/prilora/rank_allocation.hpp>
 #include <optional>
 
 #include "finetune/adapted_as.hpp"

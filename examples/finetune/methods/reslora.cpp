@@ -1,4 +1,5 @@
-#include <dylora/layers/residual_link.hpp>
+#include <dylora/methods/reslora/link.hpp>
+#include <dylora/methods/reslora/shortcut.hpp>
 
 #include "finetune/adapted_as.hpp"
 #include "finetune/methods.hpp"

@@ -4,15 +4,16 @@
 #include <optional>
 #include <utility>
 
+#include "dylora/adapters/adapter.hpp"
 #include "dylora/adapters/dropout_mask.hpp"
+#include "dylora/adapters/factors.hpp"
 #include "dylora/core/batch_ranks.hpp"
-#include "dylora/core/buffer.hpp"
-#include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
-#include "dylora/core/factors.hpp"
+#include "dylora/core/parameters.hpp"
 #include "dylora/core/random.hpp"
-#include "dylora/core/rank.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/buffer.hpp"
 
 namespace dylora {
 

@@ -7,10 +7,10 @@
 #include <cstdint>
 #include <string_view>
 
-#include "dylora/core/buffer.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/random.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/buffer.hpp"
 
 namespace dylora {
 

@@ -7,16 +7,16 @@
 #include <string_view>
 #include <utility>
 
+#include "dylora/adapters/factors.hpp"
 #include "dylora/core/batch_ranks.hpp"
-#include "dylora/core/buffer.hpp"
 #include "dylora/core/error.hpp"
-#include "dylora/core/factors.hpp"
 #include "dylora/core/parameters.hpp"
-#include "dylora/core/product.hpp"
 #include "dylora/core/random.hpp"
-#include "dylora/core/rank.hpp"
-#include "dylora/core/scale.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/buffer.hpp"
+#include "dylora/linalg/product.hpp"
+#include "dylora/ranks/scale.hpp"
 
 namespace dylora {
 
@@ -81,7 +81,7 @@ struct LowRank {
   Index in_features() const { return A.cols(); }
   Index out_features() const { return B.rows(); }
   Index max_rank() const { return options.max_rank; }
-  Index components() const { return A.rows(); }  ///< max_rank, or fewer once cut (core/adapter_ranks.hpp)
+  Index components() const { return A.rows(); }  ///< max_rank, or fewer once cut (ranks/truncate.hpp)
   S scale(Index rank) const { return static_cast<S>(options.scale(options.alpha, rank, options.max_rank)); }
 
   /// y += s(b) · B_b · A_b · x, where b is the rank of each column.

@@ -5,9 +5,9 @@
 
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
-#include "dylora/core/product.hpp"
-#include "dylora/core/rank.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/product.hpp"
 
 namespace dylora {
 

@@ -12,13 +12,13 @@
 #include <utility>
 #include <vector>
 
+#include "dylora/adapters/adapter.hpp"
+#include "dylora/adapters/factors.hpp"
 #include "dylora/core/batch_ranks.hpp"
-#include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
-#include "dylora/core/factors.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/random.hpp"
-#include "dylora/core/rank.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
 
 namespace dylora {
@@ -32,7 +32,7 @@ struct StackedOptions {
 /// Δ_b(x) = [ Δ_b⁰(x); Δ_b¹(x); … ]: an adapter of its own for each slice of the outputs of one frozen weight, all at the same rank b.
 ///
 /// Where a weight is several projections merged (the q, k and v of GPT-2's c_attn), as loralib's MergedLinear: truncation keeps the first b
-/// components of each slice, and every slice is an adapter in core/adapter_ranks.hpp: "c_attn.0", "c_attn.1" and so on.
+/// components of each slice, and every slice is an adapter in ranks/truncate.hpp: "c_attn.0", "c_attn.1" and so on.
 ///
 ///     Linear<float, Stacked<LowRank<float>>> c_attn(W, {.adapters = {{.max_rank = 8}, {.max_rank = 0}, {.max_rank = 8}}}, rng);
 ///

@@ -6,11 +6,11 @@
 #include <limits>
 #include <utility>
 
-#include "dylora/analysis/svd.hpp"
 #include "dylora/core/error.hpp"
-#include "dylora/core/product.hpp"
 #include "dylora/core/random.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/product.hpp"
+#include "dylora/linalg/svd.hpp"
 
 namespace dylora {
 

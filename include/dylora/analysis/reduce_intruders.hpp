@@ -6,11 +6,11 @@
 #include <cstddef>
 #include <utility>
 
-#include "dylora/analysis/intruder_dimensions.hpp"
-#include "dylora/analysis/svd.hpp"
+#include "dylora/adapters/factors.hpp"
+#include "dylora/analysis/intruders.hpp"
 #include "dylora/core/error.hpp"
-#include "dylora/core/factors.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/svd.hpp"
 
 /// Turning intruder dimensions down in a trained weight, after arXiv 2410.21228, which reports less forgetting for little loss on the task;
 /// a replication did not find the gain. As PEFT does it:

@@ -6,11 +6,11 @@
 #include <string>
 #include <string_view>
 
-#include "dylora/analysis/svd.hpp"
+#include "dylora/adapters/factors.hpp"
 #include "dylora/core/error.hpp"
-#include "dylora/core/factors.hpp"
-#include "dylora/core/product.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/product.hpp"
+#include "dylora/linalg/svd.hpp"
 
 /// How much of its rank an adapter uses.
 ///

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "dylora/core/error.hpp"
-#include "dylora/core/rank.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/sequences.hpp"
 #include "dylora/core/types.hpp"
 

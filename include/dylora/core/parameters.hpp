@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "dylora/core/error.hpp"
-#include "dylora/core/rank.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
 
 /// The one traversal over what is trained, and what follows from it alone.
@@ -42,6 +42,11 @@ struct Gradient : M {
   using M::operator=;
   ComponentSet components;
 };
+
+/// Something trainable: it names its parameters and knows the type of their gradients.
+template <class T>
+concept Trainable =
+    requires(T& trained, typename T::Gradients& gradients) { T::zip_parameters([](Parameter, auto&, auto&) {}, trained, gradients); };
 
 namespace detail {
 

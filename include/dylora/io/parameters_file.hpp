@@ -15,16 +15,15 @@
 #include <utility>
 #include <vector>
 
-#include "dylora/core/adapter_ranks.hpp"
-#include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/types.hpp"
-#include "dylora/io/checkpoint_values.hpp"
-#include "dylora/io/mapped_file.hpp"
-#include "dylora/io/safetensors.hpp"
+#include "dylora/io/bytes/mapped_file.hpp"
+#include "dylora/io/bytes/tensor.hpp"
+#include "dylora/io/checkpoint/values.hpp"
+#include "dylora/io/safetensors/safetensors.hpp"
 #include "dylora/io/settings.hpp"
-#include "dylora/io/tensor.hpp"
+#include "dylora/ranks/truncate.hpp"
 
 /// Whatever is trained, of methods that other programs have no files for too, in one safetensors file. Save then load is the identity, bit
 /// for bit, at every rank.
@@ -131,7 +130,7 @@ class ParametersFile {
 
 }  // namespace detail
 
-/// Writes the parameters, cut to the first `rank` components of each adapter that has more, as core/adapter_ranks.hpp cuts them; constants
+/// Writes the parameters, cut to the first `rank` components of each adapter that has more, as ranks/truncate.hpp cuts them; constants
 /// are written whole. The file appears whole or not at all. Throws std::invalid_argument if rank < 0 or nothing is left to write,
 /// NonFiniteError, naming the tensor, for a NaN or an infinity, and FileError.
 template <Trainable T>

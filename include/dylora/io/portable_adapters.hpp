@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "dylora/core/concepts.hpp"
+#include "dylora/adapters/adapter.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/types.hpp"

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <type_traits>
 
-#include "dylora/core/concepts.hpp"
+#include "dylora/adapters/adapter.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/types.hpp"
 
@@ -70,7 +70,7 @@ void for_each_scale(const A& adapter, ScaleAt&& scale_at, F&& f) {
 }
 
 /// Calls f(name, value) for the settings of one part: its own, and the max_rank and scales of an adapter that has any and is not made of
-/// others. Scale rules that agree at the first and the last rank are the same one, as far as those of core/scale.hpp go.
+/// others. Scale rules that agree at the first and the last rank are the same one, as far as those of ranks/scale.hpp go.
 template <class A, class F>
 void for_each_setting(const std::string& prefix, const A& part, F&& f) {
   const auto own = [&](std::string_view name, const auto& value) { f(prefix + std::string(name), value); };

@@ -9,16 +9,17 @@
 #include <vector>
 
 #include "dylora/core/batch_ranks.hpp"
-#include "dylora/core/buffer.hpp"
-#include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/random.hpp"
-#include "dylora/core/rank.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/layers/layer.hpp"
 #include "dylora/layers/linear.hpp"
 #include "dylora/layers/unfold.hpp"
+#include "dylora/linalg/buffer.hpp"
 #include "dylora/weights/dense.hpp"
+#include "dylora/weights/weight.hpp"
 
 namespace dylora {
 

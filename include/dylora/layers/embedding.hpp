@@ -9,16 +9,16 @@
 #include <vector>
 
 #include "dylora/adapters/low_rank.hpp"
-#include "dylora/adapters/random_normal.hpp"
 #include "dylora/core/batch_ranks.hpp"
-#include "dylora/core/buffer.hpp"
 #include "dylora/core/error.hpp"
-#include "dylora/core/parallel.hpp"
 #include "dylora/core/parameters.hpp"
-#include "dylora/core/product.hpp"
 #include "dylora/core/random.hpp"
-#include "dylora/core/rank.hpp"
+#include "dylora/core/random_normal.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/buffer.hpp"
+#include "dylora/linalg/parallel.hpp"
+#include "dylora/linalg/product.hpp"
 
 namespace dylora {
 

@@ -4,16 +4,19 @@
 #include <concepts>
 #include <utility>
 
+#include "dylora/adapters/adapter.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/adapters/none.hpp"
 #include "dylora/core/batch_ranks.hpp"
-#include "dylora/core/buffer.hpp"
-#include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
+#include "dylora/core/parameters.hpp"
 #include "dylora/core/random.hpp"
-#include "dylora/core/rank.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/buffer.hpp"
+#include "dylora/linalg/product.hpp"
 #include "dylora/weights/dense.hpp"
+#include "dylora/weights/weight.hpp"
 
 namespace dylora {
 

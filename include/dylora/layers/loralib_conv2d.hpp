@@ -7,10 +7,10 @@
 
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/core/error.hpp"
-#include "dylora/core/product.hpp"
-#include "dylora/core/rank.hpp"
-#include "dylora/core/scale.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/product.hpp"
+#include "dylora/ranks/scale.hpp"
 #include "dylora/weights/dense.hpp"
 
 namespace dylora {
@@ -70,7 +70,7 @@ class LoralibConv2d {
   }
 
   /// Δ as an adapter of Conv2d, to train on from here: of rank r·k·k, and at rank b·k·k it is Δ_b, whichever of the scale rules of
-  /// core/scale.hpp it has. Row o of Δ is rows o·k … o·k + k − 1 of B · A side by side. So its components are, for each unit of rank, each of
+  /// ranks/scale.hpp it has. Row o of Δ is rows o·k … o·k + k − 1 of B · A side by side. So its components are, for each unit of rank, each of
   /// these k places and each of the unit's k rows of A: that row, in that place of a row of zeros, with every k-th element of its column of B.
   /// Throws std::invalid_argument for groups above 1, where Δ divides the rows of B · A otherwise.
   LowRank<S> low_rank() const {

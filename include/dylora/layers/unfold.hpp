@@ -7,8 +7,8 @@
 #include <type_traits>
 
 #include "dylora/core/error.hpp"
-#include "dylora/core/parallel.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/parallel.hpp"
 
 namespace dylora {
 

@@ -8,11 +8,12 @@
 #include <string>
 #include <type_traits>
 
-#include "dylora/core/concepts.hpp"
+#include "dylora/adapters/adapter.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/random.hpp"
-#include "dylora/core/rank.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/layers/layer.hpp"
 
 /// Certify a layer or an adapter of your own with one call.
 namespace dylora {

@@ -8,11 +8,11 @@
 #include <string>
 #include <type_traits>
 
-#include "dylora/core/concepts.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
+#include "dylora/core/types.hpp"
+#include "dylora/train/optimizer.hpp"
 #include "dylora/train/parameter_groups.hpp"
-#include "dylora/train/update.hpp"
 
 namespace dylora {
 
@@ -84,7 +84,7 @@ class AdamW {
         trained, gradients, m_, v_);
   }
 
-  /// What a checkpoint keeps of it (io/checkpoint.hpp). The learning rate is part of the state, since schedules set it; the other options
+  /// What a checkpoint keeps of it (io/checkpoint/checkpoint.hpp). The learning rate is part of the state, since schedules set it; the other options
   /// must be the same.
   template <class Archive>
   void state(Archive& archive) {

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "dylora/core/error.hpp"
-#include "dylora/core/parallel.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/parallel.hpp"
 
 /// Losses over a batch: the mean, and its gradient with respect to the network's output. Each has a form that returns the gradient and one
 /// that writes it into the caller's matrix, which may be the output itself.

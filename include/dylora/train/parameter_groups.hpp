@@ -56,7 +56,7 @@ class GroupOfEach {
 
   const ParameterGroup& operator[](std::size_t parameter) const { return groups_[parameter].second; }
 
-  /// For a checkpoint (io/checkpoint.hpp): a run goes on with the groups that it began with. Only what differs from one group for all is
+  /// For a checkpoint (io/checkpoint/checkpoint.hpp): a run goes on with the groups that it began with. Only what differs from one group for all is
   /// written.
   template <class Archive>
   void state(Archive& archive) {

@@ -8,9 +8,9 @@
 
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
-#include "dylora/core/rank.hpp"
+#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
-#include "dylora/train/rank_plan.hpp"
+#include "dylora/ranks/plan.hpp"
 
 namespace dylora {
 

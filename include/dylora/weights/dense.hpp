@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "dylora/core/error.hpp"
-#include "dylora/core/product.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/product.hpp"
 #include "dylora/weights/view.hpp"
 
 namespace dylora {

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "dylora/core/error.hpp"
-#include "dylora/core/product.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/linalg/product.hpp"
 
 namespace dylora {
 

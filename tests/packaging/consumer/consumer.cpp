@@ -1,7 +1,7 @@
 #include <dylora/dylora.hpp>
 
 #ifdef WITH_IO
-#include <dylora/io/peft.hpp>
+#include <dylora/io/peft/peft.hpp>
 #endif
 
 #if defined(_OPENMP) != WANT_OPENMP

@@ -1,0 +1,58 @@
+#ifndef DYLORA_ADAPTERS_ADAPTER_HPP
+#define DYLORA_ADAPTERS_ADAPTER_HPP
+
+#include <concepts>
+
+#include "dylora/adapters/factors.hpp"
+#include "dylora/core/batch_ranks.hpp"
+#include "dylora/core/parameters.hpp"
+#include "dylora/core/rank_slice.hpp"
+#include "dylora/core/types.hpp"
+#include "dylora/linalg/product.hpp"
+
+/// What a layer, a file or an optimiser asks of an adapter. A type needs no base class and no registration: whatever answers these calls fits.
+namespace dylora {
+
+/// A trainable correction Δ of a frozen weight. Both verbs add into their outputs. Its parameters may be cut to their first b components
+/// (ranks/truncate.hpp): it then still accepts every rank up to max_rank, and computes at those above b what it does at b.
+template <class A>
+concept Adapter = Trainable<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, MatrixRef<typename A::Scalar> out,
+                                           const BatchRanks& ranks, typename A::Cache& cache, const typename A::Cache& filled,
+                                           typename A::Gradients& gradients) {
+  { adapter.in_features() } -> std::same_as<Index>;
+  { adapter.out_features() } -> std::same_as<Index>;
+  { adapter.max_rank() } -> std::same_as<Index>;
+  adapter.add_forward(in, ranks, cache, out);            // (x, …, y)           y += Δ(x), each column at its rank
+  adapter.add_backward(in, in, filled, gradients, out);  // (x, dy, …, dx)      gradients += ∂/∂θ, dx += ∂/∂x
+};
+
+/// An adapter whose correction is a low-rank term for each run of equal ranks, left to the caller to add: each verb of Adapter is one of
+/// these followed by the addition of its terms, f(first column, columns, term) for each.
+template <class A>
+concept FactoredAdapter =
+    Adapter<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, const BatchRanks& ranks, typename A::Cache& cache,
+                           const typename A::Cache& filled, typename A::Gradients& gradients,
+                           void (*f)(Index, Index, const LowRankTerm<typename A::Scalar>&)) {
+      adapter.prepare_forward(in, ranks, cache);             // (x, …)
+      adapter.for_each_forward_term(filled, f);              // y += each
+      adapter.prepare_backward(in, in, filled, gradients);   // (x, dy, …)    gradients += ∂/∂θ
+      adapter.for_each_backward_term(filled, gradients, f);  // dx += each
+    };
+
+/// An adapter that is linear in its input, so that it can be merged: delta(b) is Δ_b as an out × in matrix.
+template <class A>
+concept MergeableAdapter = Adapter<A> && requires(const A& adapter, RankSlice rank) {
+  { adapter.delta(rank) } -> std::convertible_to<Matrix<typename A::Scalar>>;
+};
+
+/// An adapter that is one low-rank product at each rank, and so can be written to and read from the files of other programs.
+template <class A>
+concept PortableAdapter = Adapter<A> && requires(const A& adapter, A& changed, Index rank, LowRankFactors<typename A::Scalar> factors) {
+  { adapter.components() } -> std::same_as<Index>;
+  { adapter.factors(rank) } -> std::same_as<LowRankFactors<typename A::Scalar>>;
+  changed.set_factors(factors);  // becomes Δ of these factors; their rank is then its max_rank, or what its parts make up together
+};
+
+}  // namespace dylora
+
+#endif

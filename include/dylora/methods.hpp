@@ -1,0 +1,35 @@
+#ifndef DYLORA_METHODS_HPP
+#define DYLORA_METHODS_HPP
+
+/// The methods that DyLoRA is compared with, each composed with nested ranks.
+#include "dylora/methods/adalora/importance.hpp"
+#include "dylora/methods/adalora/orthogonality.hpp"
+#include "dylora/methods/chain/chain.hpp"
+#include "dylora/methods/chain/fold.hpp"
+#include "dylora/methods/chain/stages.hpp"
+#include "dylora/methods/dora/dora_linear.hpp"
+#include "dylora/methods/dora/magnitude.hpp"
+#include "dylora/methods/dora/options.hpp"
+#include "dylora/methods/dora/row_norms.hpp"
+#include "dylora/methods/dora/scaling.hpp"
+#include "dylora/methods/lora_flow/flow.hpp"
+#include "dylora/methods/lora_flow/gate.hpp"
+#include "dylora/methods/lora_flow/gated_adapters.hpp"
+#include "dylora/methods/multilora.hpp"
+#include "dylora/methods/nola/counter_noise.hpp"
+#include "dylora/methods/nola/factors.hpp"
+#include "dylora/methods/nola/nola.hpp"
+#include "dylora/methods/nola/random_bases.hpp"
+#include "dylora/methods/pissa/init.hpp"
+#include "dylora/methods/pissa/initialized.hpp"
+#include "dylora/methods/prilora/observed.hpp"
+#include "dylora/methods/prilora/proportional.hpp"
+#include "dylora/methods/prilora/pruning.hpp"
+#include "dylora/methods/prilora/rank_allocation.hpp"
+#include "dylora/methods/reslora/link.hpp"
+#include "dylora/methods/reslora/merge.hpp"
+#include "dylora/methods/reslora/residual_low_rank.hpp"
+#include "dylora/methods/reslora/shortcut.hpp"
+#include "dylora/methods/reslora/stack.hpp"
+
+#endif

@@ -1,0 +1,261 @@
+#ifndef DYLORA_METHODS_LORA_FLOW_GATED_ADAPTERS_HPP
+#define DYLORA_METHODS_LORA_FLOW_GATED_ADAPTERS_HPP
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "dylora/adapters/low_rank.hpp"
+#include "dylora/core/batch_ranks.hpp"
+#include "dylora/core/error.hpp"
+#include "dylora/core/rank_slice.hpp"
+#include "dylora/core/types.hpp"
+#include "dylora/linalg/buffer.hpp"
+#include "dylora/linalg/product.hpp"
+
+namespace dylora {
+
+/// Δ_b(x) = Σ_i ω_i · s_i(b_i) · B_i · A_i · x   with b_i = min(b, components of adapter i) and, for each column of x, weights ω from outside
+///
+/// LoRA-Flow (Wang et al., arXiv 2402.11455): k trained adapters of one projection, all frozen, weighed token by token by the gate
+/// (methods/lora_flow/gate.hpp) that the projections of a block share. Nothing is trained here: there is no parameter and no gradient of a factor.
+///
+///     Linear<float, GatedAdapters<float>> q(W_q, GatedAdapters<float>({translation_q, mathematics_q})), v(…);
+///     gate.forward(h, ranks, gate_cache);
+///     q_cache.weights = &gate_cache.weights;                      // k × n, before each forward; likewise v_cache
+///     q.apply(x, ranks, q_cache, y);
+///     q_gradients.adapter.d_weights = &d_weights;                 // k × n, zero before the first backward of the block, added to by each
+///     q.add_backward(x, dy, q_cache, q_gradients, dx);            // … and after the last gate.add_backward(h, d_weights, gate_cache, …)
+///
+/// Component c of all adapters lies side by side, then component c + 1 of those that have one: rank b is a prefix, and all adapters are
+/// one product. Without weights a call at RankSlice::none() still works, and no other: so a Linear's forward without a cache, which has no
+/// weights to point to, works there alone.
+template <std::floating_point S>
+class GatedAdapters {
+ public:
+  using Scalar = S;
+
+  struct Gradients {
+    Buffer<S>* d_weights = nullptr;  // the caller's, k × n: backward adds ∂/∂ω to it
+    Buffer<S> dh;
+  };
+
+  /// Filled by one forward, read by any number of backward. `weights` is the caller's and read by forward alone, which resets it: the next
+  /// forward has to be told anew, and cannot read what is no longer there.
+  struct Cache {
+    const Buffer<S>* weights = nullptr;  // ω, k × n
+    BatchRanks ranks = RankSlice::none();
+    Index samples = 0;
+    Buffer<S> used;   // a copy of the weights
+    Buffer<S> h;      // A x, for each component of each adapter up to the highest rank
+    Buffer<S> gated;  // ω s h
+  };
+
+  /// The adapters' factors are copied. Throws std::invalid_argument if there is no adapter, ShapeError if they disagree about their features.
+  explicit GatedAdapters(const std::vector<LowRank<S>>& adapters) {
+    if (adapters.empty()) throw std::invalid_argument("GatedAdapters: expected at least one adapter, got none");
+    Index max_rank = 0, total = 0;
+    for (const LowRank<S>& adapter : adapters) {
+      require_equal(adapter.in_features(), adapters.front().in_features(), "GatedAdapters: in_features of an adapter");
+      require_equal(adapter.out_features(), adapters.front().out_features(), "GatedAdapters: out_features of an adapter");
+      require_equal(adapter.B.cols(), adapter.A.rows(), "GatedAdapters: columns of B (rank) against rows of A");
+      max_rank = std::max(max_rank, adapter.max_rank());
+      total += adapter.components();
+    }
+    const Index k = static_cast<Index>(adapters.size());
+    A_.resize(total, adapters.front().in_features());
+    B_.resize(adapters.front().out_features(), total);
+    scales_.setZero(k, max_rank);
+    rows_.push_back(0);
+    for (Index c = 0; c < max_rank; ++c) {
+      for (Index i = 0; i < k; ++i) {
+        const LowRank<S>& adapter = adapters[static_cast<std::size_t>(i)];
+        if (adapter.components() > 0) scales_(i, c) = adapter.scale(std::min(c + 1, adapter.components()));
+        if (c >= adapter.components()) continue;
+        const auto row = static_cast<Index>(owner_.size());
+        A_.row(row) = adapter.A.row(c);
+        B_.col(row) = adapter.B.col(c);
+        owner_.push_back(i);
+      }
+      rows_.push_back(static_cast<Index>(owner_.size()));
+    }
+  }
+
+  Index in_features() const { return A_.cols(); }
+  Index out_features() const { return B_.rows(); }
+  Index max_rank() const { return scales_.cols(); }  ///< the largest of any adapter
+  Index count() const { return scales_.rows(); }     ///< k
+
+  /// y += Δ(x) under the weights that the cache points to. x in × n, keep it until add_backward; y out × n, added to; the rest of the
+  /// cache is overwritten. Throws ShapeError if x, y or the weights do not fit, std::invalid_argument if there are no weights or a rank is
+  /// above max_rank. Costs 2·b·n·(in + out) flops for a b that is the components of all adapters together.
+  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    require_equal(y.rows(), out_features(), "GatedAdapters::add_forward: rows of y");
+    require_equal(y.cols(), x.cols(), "GatedAdapters::add_forward: samples in y");
+    prepare_forward(x, ranks, cache);
+    for_each_forward_term(cache, [&](Index begin, Index n, const LowRankTerm<S>& term) {
+      add_product(y.middleCols(begin, n), term.left, term.right, term.scale);
+    });
+  }
+
+  /// The vector-Jacobian product of add_forward at the cached ranks and weights. With h = A_b x and e = B_bᵀ dy, and for the rows of
+  /// adapter i its scale s_i:
+  ///
+  ///     y = B_b (ω s h)      dω_i += Σ over its rows of s_i · h · e      dx += A_bᵀ (ω s e)
+  ///
+  /// *gradients.d_weights (k × n) and dx (in × n) are added to. Throws ShapeError, with nothing added, if something does not fit or the
+  /// cache was not filled, std::invalid_argument if there is no d_weights. Costs 2·b·n·(in + out) flops.
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    check_backward(x, dy, cache, gradients);
+    require_equal(dx.rows(), in_features(), "GatedAdapters::add_backward: rows of dx");
+    require_equal(dx.cols(), dy.cols(), "GatedAdapters::add_backward: samples in dx");
+    prepare_backward(x, dy, cache, gradients);
+    for_each_backward_term(cache, gradients, [&](Index begin, Index n, const LowRankTerm<S>& term) {
+      add_product(dx.middleCols(begin, n), term.left, term.right, term.scale);
+    });
+  }
+
+  // add_forward and add_backward but for their last products, as FactoredAdapter has them.
+
+  void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
+    cache.samples = 0;  // if this call throws, the cache counts as not filled
+    require_ranks(ranks, x.cols(), max_rank(), "GatedAdapters::add_forward");
+    require_equal(x.rows(), in_features(), "GatedAdapters::add_forward: rows of x");
+    const BatchRanks used = ranks.at_most(max_rank());
+    const Index rows = rows_at(used.highest());
+    if (rows > 0) {
+      require_weights(cache.weights, x.cols(), "GatedAdapters::add_forward: weights");
+      cache.used.assign(cache.weights->view());
+    }
+    auto h = cache.h.resize(rows, x.cols()), gated = cache.gated.resize(rows, x.cols());
+    used.for_each_run(x.cols(), [&](Index begin, Index n, RankSlice rank) {
+      const Index b = rows_at(rank.active);
+      if (b == 0) return;
+      set_dot_products(h.block(0, begin, b, n), A_.topRows(b), x.middleCols(begin, n));
+      for_each_gain(begin, n, rank.active, cache.used,
+                    [&](Index row, Index column, Index, S, S gain) { gated(row, column) = gain * h(row, column); });
+    });
+    cache.ranks = used;
+    cache.weights = nullptr;
+    cache.samples = x.cols();
+  }
+
+  template <class F>
+  void for_each_forward_term(const Cache& cache, F&& f) const {
+    const auto gated = cache.gated.view();
+    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
+      const Index b = rows_at(rank.active);
+      f(begin, n, LowRankTerm<S>{B_.leftCols(b), gated.block(0, begin, b, n)});
+    });
+  }
+
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    check_backward(x, dy, cache, gradients);
+    const auto h = cache.h.view();
+    auto dh = gradients.dh.resize(h.rows(), dy.cols());
+    if (h.rows() == 0) return;
+    auto d_weights = gradients.d_weights->view();
+    cache.ranks.for_each_run(dy.cols(), [&](Index begin, Index n, RankSlice rank) {
+      const Index b = rows_at(rank.active);
+      if (b == 0) return;
+      set_dot_products(dh.block(0, begin, b, n), B_.leftCols(b).transpose(), dy.middleCols(begin, n));
+      for_each_gain(begin, n, rank.active, cache.used, [&](Index row, Index column, Index adapter, S scale, S gain) {
+        d_weights(adapter, column) += scale * h(row, column) * dh(row, column);
+        dh(row, column) *= gain;
+      });
+    });
+  }
+
+  template <class F>
+  void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const {
+    const auto dh = gradients.dh.view();
+    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
+      const Index b = rows_at(rank.active);
+      f(begin, n, LowRankTerm<S>{A_.topRows(b).transpose(), dh.block(0, begin, b, n)});
+    });
+  }
+
+  /// Δ_b as a matrix, out × in, under weights that are the same for every token: what merges exactly where a gate is constant
+  /// (FlowGate::constant_weights), or where weights were chosen once for a task.
+  /// Throws ShapeError unless there is a weight for each adapter, std::invalid_argument for the rank.
+  Matrix<S> delta_at(const Vector<S>& weights, RankSlice rank) const {
+    require_equal(weights.size(), count(), "GatedAdapters::delta_at: weights, against the adapters");
+    require_ranks(rank, in_features(), max_rank(), "GatedAdapters::delta_at");
+    const Index active = rank.at_most(max_rank()).active, b = rows_at(active);
+    RowMatrix<S> weighed = A_.topRows(b);
+    for (Index row = 0; row < b; ++row) weighed.row(row) *= scales_(owner(row), active - 1) * weights[owner(row)];
+    Matrix<S> result(out_features(), in_features());
+    set_product(result, B_.leftCols(b), weighed);
+    return result;
+  }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& /*f*/, T&... /*t*/) {}
+
+  /// What files keep in the place of parameters (io/settings.hpp).
+  template <class F, class... T>
+  static void zip_constants(F&& f, T&... t) {
+    f(Parameter{"A"}, t.A_...);
+    f(Parameter{"B"}, t.B_...);
+    f(Parameter{"scales"}, t.scales_...);
+  }
+  template <class F>
+  void for_each_setting(F&& f) const {
+    f("component_owners", owner_);
+  }
+
+ private:
+  /// The components of all adapters at a rank.
+  Index rows_at(Index rank) const { return rows_[static_cast<std::size_t>(rank)]; }
+  Index owner(Index row) const { return owner_[static_cast<std::size_t>(row)]; }
+
+  /// Calls f(row, column, adapter, s, ω s) for all rows of rank b in n columns.
+  template <class F>
+  void for_each_gain(Index begin, Index n, Index b, const Buffer<S>& used, F&& f) const {
+    const auto weights = used.view();
+    const auto scales = scales_.col(b - 1);
+    const Index rows = rows_at(b);
+    for (Index column = begin; column < begin + n; ++column) {
+      for (Index row = 0; row < rows; ++row) {
+        const Index adapter = owner(row);
+        f(row, column, adapter, scales[adapter], weights(adapter, column) * scales[adapter]);
+      }
+    }
+  }
+
+  void require_weights(const Buffer<S>* weights, Index samples, const std::string& what) const {
+    if (weights == nullptr) {
+      throw std::invalid_argument(what + ": expected " + std::to_string(count()) + " × " + std::to_string(samples) +
+                                  ", set by the caller, got none");
+    }
+    require_equal(weights->rows(), count(), what + ": rows (adapters)");
+    require_equal(weights->cols(), samples, what + ": samples");
+  }
+
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    require_equal(dy.rows(), out_features(), "GatedAdapters::add_backward: rows of dy");
+    require_equal(dy.cols(), cache.samples,
+                  "GatedAdapters::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
+    require_equal(x.rows(), in_features(), "GatedAdapters::add_backward: rows of x");
+    require_equal(x.cols(), dy.cols(), "GatedAdapters::add_backward: samples in x");
+    require_ranks(cache.ranks, dy.cols(), max_rank(), "GatedAdapters::add_backward: the cache");
+    require_in_range(cache.ranks.highest(), 0, max_rank(), "GatedAdapters::add_backward: rank of the cache");  // of other adapters, if 0
+    require_equal(cache.h.rows(), rows_at(cache.ranks.highest()), "GatedAdapters::add_backward: components of the cached h");
+    if (cache.h.rows() == 0) return;
+    require_equal(cache.used.rows(), count(), "GatedAdapters::add_backward: weights in the cache (adapters)");
+    require_weights(gradients.d_weights, dy.cols(), "GatedAdapters::add_backward: d_weights");
+  }
+
+  RowMatrix<S> A_;            // all components × in
+  Matrix<S> B_;               // out × all components
+  std::vector<Index> owner_;  // the adapter of each of these
+  std::vector<Index> rows_;   // how many of these there are at each rank
+  Matrix<S> scales_;          // s_i at rank b in (i, b − 1)
+};
+
+}  // namespace dylora
+
+#endif

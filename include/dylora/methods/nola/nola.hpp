@@ -1,0 +1,300 @@
+#ifndef DYLORA_METHODS_NOLA_NOLA_HPP
+#define DYLORA_METHODS_NOLA_NOLA_HPP
+
+#include <algorithm>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <limits>
+#include <utility>
+
+#include "dylora/adapters/factors.hpp"
+#include "dylora/core/batch_ranks.hpp"
+#include "dylora/core/error.hpp"
+#include "dylora/core/parameters.hpp"
+#include "dylora/core/random.hpp"
+#include "dylora/core/rank_slice.hpp"
+#include "dylora/core/types.hpp"
+#include "dylora/linalg/buffer.hpp"
+#include "dylora/linalg/product.hpp"
+#include "dylora/methods/nola/factors.hpp"
+#include "dylora/ranks/scale.hpp"
+
+namespace dylora {
+
+/// What the rank b of a call cuts: the components of the factors, or the bases that they are made of.
+enum class NolaNesting { rank, bases };
+
+struct NolaOptions {
+  Index max_rank = 8;                 ///< r, the rank of the factors, at most min(in, out); 0 means no adapter
+  Index bases = 512;                  ///< k, of each factor, and so its coefficients; 0 means no adapter
+  double alpha = 16;                  ///< > 0, the numerator of the scale; not α_i
+  ScaleRule scale = alpha_over_rank;  ///< s(b)
+  NolaVariant variant = NolaVariant::language;
+};
+
+/// Δ(x) = s · B · A · x  with  A = A_0 + Σ_i α_i 𝒜_i  and  B = Σ_i β_i ℬ_i,  i < k
+///
+/// NOLA (Koohpayegani et al., arXiv 2310.02556): the factors are combinations of random matrices that a seed makes again at every call, so
+/// that an adapter is its 2 k coefficients and a seed, whatever its features and rank. A_0 comes from the seed too.
+///
+///     Linear<float, Nola<float>> layer(W, {.max_rank = 8, .bases = 512}, rng);       // rank b: the first b rows of A and columns of B
+///     Linear<float, NolaBases<float>> other(W, {.max_rank = 8, .bases = 512}, rng);  // rank b: the first b bases of each
+///     auto gradients = zeros_like(layer);
+///     y = layer.forward(x, 4, cache);
+///     dx = layer.backward(dy, cache, gradients);
+///
+/// Nola nests ranks: Δ_b has A_b = A[:b, :], B_b = B[:, :b] and s(b). Every coefficient takes part at every rank, so there is nothing to
+/// truncate, and any slice with a rank trains all coefficients, also one that is frozen up to its rank. NolaBases nests bases (ours): it has
+/// the factors whole, of the first b bases with entries U(−1, 1) / √b (language), and s(max_rank); truncation shortens α and β, and frozen
+/// prefixes work.
+///
+/// Memory is that of one A and one B, and of as much again in a backward, whatever k. Generating a basis costs about as much as multiplying
+/// by it. Zero coefficients without A_0 (vision) are a point where all gradients are zero, forever.
+template <std::floating_point S, NolaNesting nesting = NolaNesting::rank>
+struct Nola {
+  using Scalar = S;
+  using Options = NolaOptions;
+
+  struct Gradients {
+    Gradient<Vector<S>> alpha;
+    Gradient<Vector<S>> beta;
+    Buffer<S> dh;      // s · Bᵀ · dy, from prepare_backward to for_each_backward_term
+    Buffer<S> dA, dB;  // of a run, as the factors in the cache
+  };
+
+  /// Filled by one add_forward, read by any number of add_backward.
+  struct Cache {
+    BatchRanks ranks = RankSlice::none();
+    Index samples = 0;
+    Buffer<S> h;  // A x, highest rank × n
+    Buffer<S> A;  // in × columns: Aᵀ, one for all runs where ranks are nested, one for each where bases are
+    Buffer<S> B;  // out × columns
+  };
+
+  Vector<S> alpha;  // coefficients of A: one for each basis, or fewer once cut
+  Vector<S> beta;   // of B
+  Options options;
+  std::uint64_t seed;  // of the bases and of A_0
+
+  /// Fresh, with a seed drawn from `rng`: adapters made one after the other have bases of their own.
+  /// Throws std::invalid_argument if max_rank is outside [0, min(in, out)], bases < 0 or alpha is not a finite number above 0.
+  Nola(Index in_features, Index out_features, Options options_, Rng& rng)
+      : options(options_), seed(rng.next()), in_(in_features), out_(out_features) {
+    require_options();
+    const bool zero = options.variant == NolaVariant::language;
+    alpha = beta = Vector<S>::Constant(max_rank() > 0 ? options.bases : 0, zero ? S(0) : S(1) / static_cast<S>(options.bases));
+  }
+
+  /// From trained coefficients, whose number becomes options.bases, and the seed of the adapter that they were trained in.
+  /// Throws ShapeError if there are not as many of A as of B.
+  Nola(Index in_features, Index out_features, Options options_, std::uint64_t seed_, Vector<S> alpha_, Vector<S> beta_)
+      : alpha(std::move(alpha_)), beta(std::move(beta_)), options(options_), seed(seed_), in_(in_features), out_(out_features) {
+    options.bases = alpha.size();
+    require_options();
+    check_parameters();
+  }
+
+  Index in_features() const { return in_; }
+  Index out_features() const { return out_; }
+  /// The largest b: options.max_rank, or options.bases where bases are nested.
+  Index max_rank() const {
+    return options.bases == 0 || options.max_rank == 0 ? 0 : nesting == NolaNesting::rank ? options.max_rank : options.bases;
+  }
+  /// What is there of max_rank: fewer bases once cut (ranks/truncate.hpp).
+  Index components() const { return nesting == NolaNesting::rank ? max_rank() : alpha.size(); }
+  S scale(Index rank) const { return static_cast<S>(exact_scale(rank)); }  ///< s(b), or s(max_rank) where bases are nested
+
+  /// y += Δ_b(x), where b is the rank of each column.
+  ///
+  /// x in × n, keep it until add_backward; y out × n, added to; cache overwritten.
+  /// Throws ShapeError if x or y do not fit, std::invalid_argument if b > max_rank. Makes the factors once, which costs r·k·(in + out) random
+  /// numbers and as many multiply-adds, with nested bases for each run of equal ranks; then as LowRank.
+  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    require_equal(y.rows(), out_features(), "Nola::add_forward: rows of y");
+    require_equal(y.cols(), x.cols(), "Nola::add_forward: samples in y");
+    prepare_forward(x, ranks, cache);
+    for_each_forward_term(cache, [&](Index begin, Index n, const LowRankTerm<S>& term) {
+      add_product(y.middleCols(begin, n), term.left, term.right, term.scale);
+    });
+  }
+
+  /// The vector-Jacobian product of add_forward at the cached ranks, run after run, with h = A x and s at b:
+  ///
+  ///     y = s B h           dB = s · dy · hᵀ      dβ_i += ⟨dB, ℬ_i⟩      dh = s · Bᵀ · dy
+  ///     h = A x             dA = dh · xᵀ          dα_i += ⟨dA, 𝒜_i⟩      dx += Aᵀ · dh
+  ///
+  /// over the coefficients in [t, b) where bases are nested, else over all. x and dy as in add_forward; gradients and dx (in × n) are added
+  /// to. Throws ShapeError if something does not fit or the cache was not filled. Costs what LowRank does and, for each run of equal ranks,
+  /// as many random numbers as a forward.
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    check_backward(x, dy, cache, gradients);
+    require_equal(dx.rows(), in_features(), "Nola::add_backward: rows of dx");
+    require_equal(dx.cols(), dy.cols(), "Nola::add_backward: samples in dx");
+    prepare_backward(x, dy, cache, gradients);
+    for_each_backward_term(cache, gradients, [&](Index begin, Index n, const LowRankTerm<S>& term) {
+      add_product(dx.middleCols(begin, n), term.left, term.right, term.scale);
+    });
+  }
+
+  /// The first part of add_forward, as LowRank's: the factors and h = A x, into the cache (overwritten).
+  void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
+    check_parameters();
+    require_ranks(ranks, x.cols(), max_rank(), "Nola::add_forward");
+    require_equal(x.rows(), in_features(), "Nola::add_forward: rows of x");
+    cache.ranks = ranks.at_most(components());
+    cache.samples = x.cols();
+    const Index columns = factor_columns(cache.ranks, x.cols());
+    auto A = cache.A.resize(in_features(), columns), B = cache.B.resize(out_features(), columns);
+    auto h = cache.h.resize(factor_rank(cache.ranks.highest()), x.cols());
+    if (nesting == NolaNesting::rank && columns > 0) make_factors(columns, A, B);
+    for_each_run(cache.ranks, x.cols(), [&](Index begin, Index n, RankSlice rank, Index first, Index r) {
+      if (r == 0) return;
+      if (nesting == NolaNesting::bases) make_factors(rank.active, A.middleCols(first, r), B.middleCols(first, r));
+      set_dot_products(h.block(0, begin, r, n), A.middleCols(first, r).transpose(), x.middleCols(begin, n));
+    });
+  }
+
+  /// Calls f(begin, n, s · B · h) for each run of n columns. The term refers to the cache.
+  template <class F>
+  void for_each_forward_term(const Cache& cache, F&& f) const {
+    const auto B = cache.B.view(), h = cache.h.view();
+    for_each_run(cache.ranks, cache.samples, [&](Index begin, Index n, RankSlice rank, Index first, Index r) {
+      f(begin, n, LowRankTerm<S>{B.middleCols(first, r), h.block(0, begin, r, n), r > 0 ? scale(rank.active) : S(0)});
+    });
+  }
+
+  /// dα and dβ are added to, dh is kept beside them. Throws as add_backward does, with nothing added.
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    check_backward(x, dy, cache, gradients);
+    const auto B = cache.B.view(), h = cache.h.view();
+    auto dh = gradients.dh.resize(h.rows(), dy.cols());
+    auto dA = gradients.dA.resize(in_features(), h.rows()), dB = gradients.dB.resize(out_features(), h.rows());
+    for_each_run(cache.ranks, dy.cols(), [&](Index begin, Index n, RankSlice rank, Index first, Index r) {
+      if (r == 0) return;
+      const auto dy_b = dy.middleCols(begin, n);
+      auto dh_b = dh.block(0, begin, r, n);
+      set_dot_products(dh_b, B.middleCols(first, r).transpose(), dy_b, scale(rank.active));
+      const bool all = nesting == NolaNesting::rank;  // coefficients take part
+      const Index t = all ? 0 : rank.trainable_from, trained = all ? alpha.size() : rank.trainable();
+      if (trained > 0) {
+        set_product(dB.leftCols(r), dy_b, h.block(0, begin, r, n).transpose(), scale(rank.active));
+        set_product(dA.leftCols(r), x.middleCols(begin, n), dh_b.transpose());
+        source().add_gradients(dA.leftCols(r), dB.leftCols(r), active_bases(rank.active), t, gradients.alpha.segment(t, trained),
+                               gradients.beta.segment(t, trained));
+      }
+      if (!all) {
+        gradients.alpha.components.insert(rank);
+        gradients.beta.components.insert(rank);
+      }
+    });
+  }
+
+  /// Calls f(begin, n, Aᵀ · dh) for each run of n columns. The term refers to the cache and the gradients.
+  template <class F>
+  void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const {
+    const auto A = cache.A.view(), dh = gradients.dh.view();
+    for_each_run(cache.ranks, cache.samples, [&](Index begin, Index n, RankSlice, Index first, Index r) {
+      f(begin, n, LowRankTerm<S>{A.middleCols(first, r), dh.block(0, begin, r, n)});
+    });
+  }
+
+  /// Δ_b as a matrix, out × in.
+  Matrix<S> delta(RankSlice rank) const {
+    require_ranks(rank, in_features(), max_rank(), "Nola::delta");
+    const LowRankFactors<S> product = factors(std::min(rank.active, max_rank()));
+    Matrix<S> result(out_features(), in_features());
+    set_product(result, product.B, product.A, static_cast<S>(product.scale));
+    return result;
+  }
+
+  /// s, B and A, as other programs keep them. No factors can be taken back: they are hardly ever a combination of the bases.
+  LowRankFactors<S> factors(Index rank) const {
+    check_parameters();
+    require_in_range(rank, 0, max_rank(), "Nola::factors: rank");
+    const Index b = std::min(rank, components()), r = factor_rank(b);
+    Matrix<S> A(in_features(), r), B(out_features(), r);
+    if (b > 0) make_factors(b, A, B);
+    return {A.transpose(), std::move(B), b > 0 ? exact_scale(b) : 1};
+  }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    constexpr RankAxis axis = nesting == NolaNesting::rank ? RankAxis::none : RankAxis::rows;
+    f(Parameter{"nola_alpha", axis}, t.alpha...);
+    f(Parameter{"nola_beta", axis}, t.beta...);
+  }
+  template <class F>
+  void for_each_setting(F&& f) const {
+    source().for_each_setting(f), f("nesting", nesting == NolaNesting::rank ? "rank" : "bases");
+  }
+
+ private:
+  NolaFactors<S> source() const { return {seed, in_, out_, options.max_rank, options.variant}; }
+  Index active_bases(Index b) const { return nesting == NolaNesting::rank ? alpha.size() : b; }
+  Index factor_rank(Index b) const { return nesting == NolaNesting::rank || b == 0 ? b : options.max_rank; }
+  double exact_scale(Index b) const { return options.scale(options.alpha, factor_rank(b), options.max_rank); }
+
+  /// A (in × r, transposed) and B (out × r) at rank b, or of as many columns as are asked for where ranks are nested.
+  void make_factors(Index b, MatrixRef<S> A, MatrixRef<S> B) const {
+    const Index bases = active_bases(b);
+    source().make(alpha.head(bases), beta.head(bases), A, B);
+  }
+
+  /// Calls f(begin, n, rank, first, r) for each run, whose factors are the r columns from `first` on of those in the cache; returns how many
+  /// columns these are in all.
+  template <class F>
+  Index for_each_run(const BatchRanks& ranks, Index samples, F&& f) const {
+    Index first = 0, columns = 0;
+    ranks.for_each_run(samples, [&](Index begin, Index n, RankSlice rank) {
+      const Index r = factor_rank(rank.active);
+      f(begin, n, rank, first, r);
+      columns = std::max(columns, first + r);
+      if (nesting == NolaNesting::bases) first += r;
+    });
+    return columns;
+  }
+  Index factor_columns(const BatchRanks& ranks, Index samples) const {
+    return for_each_run(ranks, samples, [](Index, Index, RankSlice, Index, Index) {});
+  }
+
+  /// The coefficients are public.
+  void check_parameters() const {
+    require_equal(beta.size(), alpha.size(), "Nola: coefficients of B, against those of A");
+    if (nesting == NolaNesting::rank) {
+      require_equal(alpha.size(), max_rank() > 0 ? options.bases : 0, "Nola: coefficients of A, against options.bases");
+    } else {
+      require_in_range(alpha.size(), 0, max_rank(), "Nola: coefficients of A, against options.bases");
+    }
+  }
+
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    check_parameters();
+    require_equal(dy.rows(), out_features(), "Nola::add_backward: rows of dy");
+    require_equal(dy.cols(), cache.samples, "Nola::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
+    require_equal(x.rows(), in_features(), "Nola::add_backward: rows of x");
+    require_equal(x.cols(), dy.cols(), "Nola::add_backward: samples in x");
+    require_shapes(*this, "Nola::add_backward: gradient of", gradients);
+    require_ranks(cache.ranks, dy.cols(), components(), "Nola::add_backward: the cache");
+    require_in_range(cache.ranks.highest(), 0, components(), "Nola::add_backward: rank of the cache");  // cut to nothing since
+    require_equal(cache.A.rows(), in_features(), "Nola::add_backward: in_features of the cached A");
+    require_equal(cache.B.rows(), out_features(), "Nola::add_backward: out_features of the cached B");
+    require_equal(cache.B.cols(), factor_columns(cache.ranks, dy.cols()), "Nola::add_backward: rank of the cached factors");
+  }
+
+  void require_options() const {
+    require_in_range(options.max_rank, 0, std::min(in_, out_), "Nola: max_rank");
+    require_in_range(options.bases, 0, std::numeric_limits<Index>::max(), "Nola: bases");
+    require_option(options.alpha > 0 && std::isfinite(options.alpha), options.alpha, "Nola: alpha", "a finite number > 0");
+  }
+
+  Index in_, out_;
+};
+
+/// NOLA whose rank argument is the number of bases: the first b of each factor.
+template <std::floating_point S>
+using NolaBases = Nola<S, NolaNesting::bases>;
+
+}  // namespace dylora
+
+#endif

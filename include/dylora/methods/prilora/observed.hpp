@@ -1,0 +1,117 @@
+#ifndef DYLORA_METHODS_PRILORA_OBSERVED_HPP
+#define DYLORA_METHODS_PRILORA_OBSERVED_HPP
+
+#include <utility>
+
+#include "dylora/adapters/adapter.hpp"
+#include "dylora/adapters/factors.hpp"
+#include "dylora/core/batch_ranks.hpp"
+#include "dylora/core/parameters.hpp"
+#include "dylora/core/random.hpp"
+#include "dylora/core/rank_slice.hpp"
+#include "dylora/core/types.hpp"
+
+namespace dylora {
+
+/// Δ(x), and what its inputs were like: every backward also adds Σ xⱼ² over its samples to gradients.input_squares, for each feature j.
+///
+/// What pruning by importance needs to know (methods/prilora/pruning.hpp). The statistics are beside the gradients, so the layer stays const and
+/// whoever traverses a model with its gradients finds them; whoever reads them clears them. Inference gathers nothing.
+///
+///     Linear<float, Observed<LowRank<float>>> layer(W, {.max_rank = 8}, rng);
+///     Linear<float, Observed<Dropout<LowRank<float>>>> dropping(W, {.adapter = {.max_rank = 8}}, rng);    // sees x before the mask
+///
+/// Every column counts, those at rank none and those of padding too. core/parameters.hpp's add() does not sum what workers have seen.
+template <class Inner>
+  requires Adapter<Inner>
+struct Observed {
+  using Scalar = typename Inner::Scalar;
+  using S = Scalar;
+  using Options = typename Inner::Options;
+  using Cache = typename Inner::Cache;
+
+  struct Gradients {
+    typename Inner::Gradients inner;
+    Vector<double> input_squares;  ///< in; no elements before the first backward
+  };
+
+  Inner inner;
+
+  explicit Observed(Inner inner_) : inner(std::move(inner_)) {}
+  Observed(Index in_features, Index out_features, Options options, Rng& rng) : inner(in_features, out_features, std::move(options), rng) {}
+
+  Index in_features() const { return inner.in_features(); }
+  Index out_features() const { return inner.out_features(); }
+  Index max_rank() const { return inner.max_rank(); }
+
+  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    inner.add_forward(x, ranks, cache, y);
+  }
+
+  /// The adapter's, and a pass over x.
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    inner.add_backward(x, dy, cache, gradients.inner, dx);
+    observe(x, gradients);
+  }
+
+  void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const
+    requires FactoredAdapter<Inner>
+  {
+    inner.prepare_forward(x, ranks, cache);
+  }
+  template <class F>
+  void for_each_forward_term(const Cache& cache, F&& f) const
+    requires FactoredAdapter<Inner>
+  {
+    inner.for_each_forward_term(cache, f);
+  }
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const
+    requires FactoredAdapter<Inner>
+  {
+    inner.prepare_backward(x, dy, cache, gradients.inner);
+    observe(x, gradients);
+  }
+  template <class F>
+  void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const
+    requires FactoredAdapter<Inner>
+  {
+    inner.for_each_backward_term(cache, gradients.inner, f);
+  }
+
+  Matrix<S> delta(RankSlice rank) const
+    requires MergeableAdapter<Inner>
+  {
+    return inner.delta(rank);
+  }
+
+  Index components() const
+    requires PortableAdapter<Inner>
+  {
+    return inner.components();
+  }
+  LowRankFactors<S> factors(Index rank) const
+    requires PortableAdapter<Inner>
+  {
+    return inner.factors(rank);
+  }
+  void set_factors(LowRankFactors<S> factors)
+    requires PortableAdapter<Inner>
+  {
+    inner.set_factors(std::move(factors));
+  }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    Inner::zip_parameters(f, t.inner...);
+  }
+
+ private:
+  static void observe(ConstMatrixRef<S> x, Gradients& gradients) {
+    if (gradients.input_squares.size() != x.rows()) gradients.input_squares.setZero(x.rows());
+    for (Index i = 0; i < x.cols(); ++i) gradients.input_squares.array() += x.col(i).array().template cast<double>().square();
+  }
+};
+
+}  // namespace dylora
+
+#endif

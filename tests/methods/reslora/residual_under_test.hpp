@@ -1,0 +1,97 @@
+#ifndef DYLORA_TESTS_LAYERS_RESIDUAL_UNDER_TEST_HPP
+#define DYLORA_TESTS_LAYERS_RESIDUAL_UNDER_TEST_HPP
+
+#include <utility>
+#include <vector>
+
+#include "dylora/methods/reslora/link.hpp"
+#include "dylora/methods/reslora/residual_low_rank.hpp"
+#include "dylora/methods/reslora/shortcut.hpp"
+#include "support/law.hpp"
+#include "support/make.hpp"
+
+/// Residual links and chains of them, as the tests use them.
+namespace dylora::test {
+
+template <class S, Shortcut shortcut>
+ResidualOptions options_of(As<ResidualLowRank<S, shortcut>>, Index out, Index max_rank) {
+  return {.adapter = options_of(As<LowRank<S>>{}, out, max_rank)};
+}
+
+/// `count` trained links of features × features.
+template <class S, Shortcut shortcut>
+std::vector<ResidualLink<S, shortcut>> make_links(Index count, Index reach = -1, Index features = 6, Index max_rank = law_rank) {
+  std::vector<ResidualLink<S, shortcut>> links;
+  for (Index n = 0; n < count; ++n) {
+    const auto seed = static_cast<std::uint64_t>(10 * n);
+    auto adapter = make_adapter<ResidualLowRank<S, shortcut>>(features, features, max_rank, seed + 2);
+    adapter.reach = reach;
+    adapter.position = n;
+    links.emplace_back(MakeWeight<DenseWeight<S>>::make(features, features, n % 2 == 0, seed), std::move(adapter));
+    randomize<ResidualLink<S, shortcut>>(links.back(), seed + 3);
+  }
+  return links;
+}
+
+/// x_{n+1} = tanh(h_n): a chain as it lies in a model, where its links read what other layers make of the links' outputs.
+template <class S, Shortcut shortcut>
+struct TanhChain {
+  using Scalar = S;
+  using Link = ResidualLink<S, shortcut>;
+
+  struct Gradients {
+    std::vector<typename Link::Gradients> links;
+  };
+  struct Cache {
+    std::vector<Matrix<S>> x;  // and the output
+    std::vector<typename Link::ProjectionCache> links;
+  };
+
+  std::vector<Link> links;
+
+  Index in_features() const { return links.front().in_features(); }
+  Index out_features() const { return links.back().out_features(); }
+  Index max_rank() const { return links.front().max_rank(); }
+
+  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const {
+    Cache cache;
+    return forward(x, ranks, cache);
+  }
+  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
+    cache.links.resize(links.size());
+    link(links, cache.links);
+    cache.x = {Matrix<S>(x)};
+    for (std::size_t n = 0; n < links.size(); ++n) {
+      Matrix<S> h(links[n].out_features(), x.cols());
+      links[n].apply(cache.x[n], ranks, cache.links[n], h);
+      cache.x.push_back(h.array().tanh());
+    }
+    return cache.x.back();
+  }
+  void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const { y = forward(x, ranks, cache); }
+
+  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    gradients.links.resize(links.size());
+    link(gradients.links);
+    Matrix<S> d = dy;
+    for (std::size_t n = links.size(); n-- > 0;) {
+      d.array() *= 1 - cache.x[n + 1].array().square();
+      Matrix<S> dx(links[n].in_features(), d.cols());
+      links[n].set_backward(cache.x[n], d, cache.links[n], gradients.links[n], dx);
+      d = dx;
+    }
+    return d;
+  }
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    dx = backward(dy, cache, gradients);
+  }
+
+  template <class F, class... T>
+  static void zip_parameters(F&& f, T&... t) {
+    zip_elements<Link>("links", f, t.links...);
+  }
+};
+
+}  // namespace dylora::test
+
+#endif
