@@ -49,7 +49,7 @@ class Regression {
       train(layer, contender, lr, rank_rng, gradients, [&](const StepRanks& ranks) {
         const Matrix<float> x = random_uniform<float>(features, samples, std::sqrt(3.0), rng);  // unit variance
         target.noalias() = answer * x;
-        const auto groups = divide(ranks, samples);
+        const auto groups = divide_sequences(ranks, samples);
         layer.forward(x, batch_ranks(groups, sequences), cache, y);
         const double loss = weighted_loss(groups, sequences, [&](Index begin, Index count, double weight) {
           auto part = y.middleCols(begin, count);

@@ -112,7 +112,7 @@ inline std::optional<TextTask::Model> train_text(const TextTask& task, const Con
   try {
     train(model, contender, lr, rank_rng, gradients, [&](const StepRanks& ranks) {
       text::random_batch(task.corpus.training, task.windows, task.base.config.context, data_rng, batch);
-      const auto groups = divide(ranks, task.windows);
+      const auto groups = divide_sequences(ranks, task.windows);
       for (const RankGroup& group : groups) {
         taken.flops += static_cast<double>(group.count) * context * flops[static_cast<std::size_t>(group.rank.active)];
       }

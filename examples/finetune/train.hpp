@@ -54,7 +54,7 @@ struct PlainMethod {
   ParameterGroups groups(const Options& /*options*/) const { return {}; }
 
   /// The stages of the run; the learning rate, the optimiser and whatever begin_stage does begin anew with each.
-  Knots stages(const Options& options) const { return Knots::equal(1, options.steps); }
+  StageLengths stages(const Options& options) const { return StageLengths::equal(1, options.steps); }
   template <class Model>
   void begin_stage(Model& /*model*/, Rng& /*rng*/) {}
 
@@ -79,7 +79,7 @@ Training train(Model& model, Method& method, const Options& given, const nlohman
   method.prepare(model, given, task);
   Options o = given;
   o.steps = method.steps(given);
-  const Knots stages = method.stages(o);
+  const StageLengths stages = method.stages(o);
   const Index stage_steps = (o.steps + stages.index(o.steps - 1)) / (stages.index(o.steps - 1) + 1);
   Options of_stage = o;
   of_stage.steps = stage_steps;
@@ -146,7 +146,7 @@ Training train(Model& model, Method& method, const Options& given, const nlohman
         double sum = 0;
         for (Index i = 0; i < o.accumulation; ++i) {
           text::random_batch(task.training, o.batch, o.context, data_rng, batch);
-          auto groups = divide(plan(stages.local_step(step), rank_rng), o.batch);
+          auto groups = divide_sequences(plan(stages.local_step(step), rank_rng), o.batch);
           shown = groups.size() == 1 ? groups.front().rank.active : 0;
           for (RankGroup& group : groups) group.weight /= static_cast<double>(o.accumulation);
           sum += text::loss_and_gradients(model, batch, groups, cache, gradients);

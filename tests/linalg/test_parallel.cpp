@@ -79,7 +79,7 @@ Vector<float> train(L layer, Index max_rank, const Sequences& sequences, Forward
       losses[step] = static_cast<float>(train_step(layer, optimizer, gradients, FreshRanks(UniformRank{1, max_rank}, 2)(step, rng),
                                                    [&](Index, RankSlice rank, double weight) { return pass(rank, weight); }));
     } else {
-      const BatchRanks ranks = batch_ranks(divide(Sandwich(1, max_rank)(step, rng), sequences.count()), sequences);
+      const BatchRanks ranks = batch_ranks(divide_sequences(Sandwich(1, max_rank)(step, rng), sequences.count()), sequences);
       losses[step] = static_cast<float>(train_step(layer, optimizer, gradients, [&] { return pass(ranks, 1); }));
     }
   }

@@ -228,13 +228,13 @@ TEST_CASE("the loss of a step is the mean over its groups by their weights") {
 }
 
 TEST_CASE("a step divided refuses weights that are no weights and mixed ranks a part without a sampler") {
-  CHECK_THROWS_SAYING(std::invalid_argument, divide({{8, 1, -1}}, 4), "divide: weight", "got -1");
-  CHECK_THROWS_SAYING(std::invalid_argument, divide({{8, 1, nan<double>}}, 4), "divide: weight", "nan");
+  CHECK_THROWS_SAYING(std::invalid_argument, divide_sequences({{8, 1, -1}}, 4), "divide_sequences: weight", "got -1");
+  CHECK_THROWS_SAYING(std::invalid_argument, divide_sequences({{8, 1, nan<double>}}, 4), "divide_sequences: weight", "nan");
   CHECK_THROWS_SAYING(std::invalid_argument, MixedRanks(std::vector<MixedRanks::Part>{{nullptr, 1}}), "MixedRanks", "empty");
 }
 
 TEST_CASE("a group of weight 0 takes part and trains nothing") {
-  const auto groups = divide({{8, 0.5, 0.5}, {2, 0.5, 0}}, 4);
+  const auto groups = divide_sequences({{8, 0.5, 0.5}, {2, 0.5, 0}}, 4);
   REQUIRE(groups.size() == 2);
   CHECK(groups[0].rank == 8);
   CHECK(groups[1].rank == RankSlice(2, 2));
@@ -402,7 +402,7 @@ TEST_CASE("a step divides into groups that cover its sequences, one for each ran
   for (int i = 0; i < 3000; ++i) {
     const StepRanks step = random_step(rng);
     const Index sequences = static_cast<Index>(step.size()) + rng.below(40);
-    const auto groups = divide(step, sequences);
+    const auto groups = divide_sequences(step, sequences);
     bool kept = total(groups) == sequences;
     Index first = 0;
     double weights = 0, expected_weights = 0;
@@ -431,7 +431,7 @@ TEST_CASE("no other division is nearer to the shares") {
   for (int i = 0; i < 3000; ++i) {
     const StepRanks step = random_step(rng);
     const Index sequences = static_cast<Index>(step.size()) + rng.below(40);
-    const auto groups = divide(step, sequences);
+    const auto groups = divide_sequences(step, sequences);
     std::vector<double> missing;
     for (const RankGroup& group : groups) {
       double share = 0;
@@ -453,13 +453,13 @@ TEST_CASE("no other division is nearer to the shares") {
 }
 
 TEST_CASE("sequences are divided by their shares exactly where that is possible") {
-  CHECK(counts(divide(shares({0.5, 0.25, 0.25}), 8)) == std::vector<Index>{4, 2, 2});
-  CHECK(counts(divide(shares({1}), 5)) == std::vector<Index>{5});
-  CHECK(counts(divide(shares({0.1, 0.2, 0.3, 0.4}), 10)) == std::vector<Index>{1, 2, 3, 4});
+  CHECK(counts(divide_sequences(shares({0.5, 0.25, 0.25}), 8)) == std::vector<Index>{4, 2, 2});
+  CHECK(counts(divide_sequences(shares({1}), 5)) == std::vector<Index>{5});
+  CHECK(counts(divide_sequences(shares({0.1, 0.2, 0.3, 0.4}), 10)) == std::vector<Index>{1, 2, 3, 4});
   Rng rng(1);
   for (const Index ranks : {1, 2, 3, 5, 6, 7, 8, 10, 12, 49}) {
     for (const Index each : {1, 2, 3, 10}) {
-      const auto groups = divide(EveryRank(1, ranks)(0, rng), ranks * each);
+      const auto groups = divide_sequences(EveryRank(1, ranks)(0, rng), ranks * each);
       CHECK(counts(groups) == std::vector<Index>(static_cast<std::size_t>(ranks), each));
       CHECK(groups.front().rank == RankSlice(ranks));
       CHECK(groups.back().rank == RankSlice(1));
@@ -468,50 +468,50 @@ TEST_CASE("sequences are divided by their shares exactly where that is possible"
 }
 
 TEST_CASE("what is left over goes to the largest remainders and the first of equals") {
-  CHECK(counts(divide(shares({0.55, 0.25, 0.2}), 7)) == std::vector<Index>{4, 2, 1});  // 3.85, 1.75, 1.4
-  CHECK(counts(divide(shares({0.2, 0.25, 0.55}), 7)) == std::vector<Index>{1, 2, 4});  // the same in another order
-  CHECK(counts(divide(shares({0.25, 0.25, 0.25, 0.25}), 6)) == std::vector<Index>{2, 2, 1, 1});
-  CHECK(counts(divide(shares({0.5, 0.5}), 5)) == std::vector<Index>{3, 2});
+  CHECK(counts(divide_sequences(shares({0.55, 0.25, 0.2}), 7)) == std::vector<Index>{4, 2, 1});  // 3.85, 1.75, 1.4
+  CHECK(counts(divide_sequences(shares({0.2, 0.25, 0.55}), 7)) == std::vector<Index>{1, 2, 4});  // the same in another order
+  CHECK(counts(divide_sequences(shares({0.25, 0.25, 0.25, 0.25}), 6)) == std::vector<Index>{2, 2, 1, 1});
+  CHECK(counts(divide_sequences(shares({0.5, 0.5}), 5)) == std::vector<Index>{3, 2});
 }
 
 TEST_CASE("every part has a sequence, taken from those that have the most above their share") {
-  CHECK(counts(divide(shares({0.97, 0.01, 0.01, 0.01}), 4)) == std::vector<Index>{1, 1, 1, 1});
-  CHECK(counts(divide(shares({0.97, 0.01, 0.01, 0.01}), 10)) == std::vector<Index>{7, 1, 1, 1});
-  CHECK(counts(divide(shares({0.01, 0.495, 0.495}), 5)) == std::vector<Index>{1, 2, 2});
-  CHECK(counts(divide(shares({0.01, 0.01, 0.4, 0.58}), 6)) == std::vector<Index>{1, 1, 1, 3});  // 0.06, 0.06, 2.4, 3.48: one too many
+  CHECK(counts(divide_sequences(shares({0.97, 0.01, 0.01, 0.01}), 4)) == std::vector<Index>{1, 1, 1, 1});
+  CHECK(counts(divide_sequences(shares({0.97, 0.01, 0.01, 0.01}), 10)) == std::vector<Index>{7, 1, 1, 1});
+  CHECK(counts(divide_sequences(shares({0.01, 0.495, 0.495}), 5)) == std::vector<Index>{1, 2, 2});
+  CHECK(counts(divide_sequences(shares({0.01, 0.01, 0.4, 0.58}), 6)) == std::vector<Index>{1, 1, 1, 3});  // 0.06, 0.06, 2.4, 3.48: one too many
 }
 
 TEST_CASE("parts of the same rank and the same frozen prefix become one group with their shares and weights together") {
   const StepRanks step{{2, 0.25, 0.5}, {{4, 3}, 0.25, 1}, {2, 0.25, 0.125}, {4, 0.25, 2}};
-  CHECK(divide(step, 8) == std::vector<RankGroup>{{{4, 3}, 0, 2, 1}, {4, 2, 2, 2}, {2, 4, 4, 0.625}});
-  CHECK(divide(StepRanks{{3, 0.5, 0.5}, {3, 0.5, 0.5}}, 1) == std::vector<RankGroup>{{3, 0, 1, 1}});
+  CHECK(divide_sequences(step, 8) == std::vector<RankGroup>{{{4, 3}, 0, 2, 1}, {4, 2, 2, 2}, {2, 4, 4, 0.625}});
+  CHECK(divide_sequences(StepRanks{{3, 0.5, 0.5}, {3, 0.5, 0.5}}, 1) == std::vector<RankGroup>{{3, 0, 1, 1}});
   const StepRanks base_too{{RankSlice::none(), 0.5, 0}, {3, 0.5, 1}};
-  CHECK(divide(base_too, 2) == std::vector<RankGroup>{{3, 0, 1, 1}, {RankSlice::none(), 1, 1, 0}});
+  CHECK(divide_sequences(base_too, 2) == std::vector<RankGroup>{{3, 0, 1, 1}, {RankSlice::none(), 1, 1, 0}});
 }
 
 TEST_CASE("shares count in proportion, whatever they sum to") {
   const StepRanks step{{4, 0.1, 1}, {2, 0.3, 2}};
-  CHECK(divide(step, 8) == std::vector<RankGroup>{{4, 0, 2, 1}, {2, 2, 6, 2}});
-  CHECK(divide(StepRanks{{4, 1, 1}, {2, 1, 2}}, 8) == std::vector<RankGroup>{{4, 0, 4, 1}, {2, 4, 4, 2}});
+  CHECK(divide_sequences(step, 8) == std::vector<RankGroup>{{4, 0, 2, 1}, {2, 2, 6, 2}});
+  CHECK(divide_sequences(StepRanks{{4, 1, 1}, {2, 1, 2}}, 8) == std::vector<RankGroup>{{4, 0, 4, 1}, {2, 4, 4, 2}});
 }
 
 TEST_CASE("a division refuses more parts than sequences and shares that are none") {
   Rng rng(1);
-  CHECK_THROWS_SAYING(std::invalid_argument, divide(EveryRank(1, 4)(0, rng), 3), "divide: parts of a step", "[1, 3]", "got 4");
-  CHECK_THROWS_SAYING(std::invalid_argument, divide({}, 3), "divide: parts of a step", "[1, 3]", "got 0");
-  CHECK_THROWS_SAYING(std::invalid_argument, divide(shares({1}), 0), "divide: parts of a step", "[1, 0]", "got 1");
+  CHECK_THROWS_SAYING(std::invalid_argument, divide_sequences(EveryRank(1, 4)(0, rng), 3), "divide_sequences: parts of a step", "[1, 3]", "got 4");
+  CHECK_THROWS_SAYING(std::invalid_argument, divide_sequences({}, 3), "divide_sequences: parts of a step", "[1, 3]", "got 0");
+  CHECK_THROWS_SAYING(std::invalid_argument, divide_sequences(shares({1}), 0), "divide_sequences: parts of a step", "[1, 0]", "got 1");
   for (const double share : {0.0, -0.5, 1.5, nan<double>, std::numeric_limits<double>::infinity()}) {
-    CHECK_THROWS_SAYING(std::invalid_argument, divide(StepRanks{{4, 0.5, 1}, {2, share, 1}}, 3), "divide: share", "(0, 1]", "got");
+    CHECK_THROWS_SAYING(std::invalid_argument, divide_sequences(StepRanks{{4, 0.5, 1}, {2, share, 1}}, 3), "divide_sequences: share", "(0, 1]", "got");
   }
-  CHECK(counts(divide(EveryRank(1, 4)(0, rng), 4)) == std::vector<Index>{1, 1, 1, 1});
+  CHECK(counts(divide_sequences(EveryRank(1, 4)(0, rng), 4)) == std::vector<Index>{1, 1, 1, 1});
 }
 
 TEST_CASE("the groups of a batch are its ranks, sequence by sequence") {
   const Sequences sequences({2, 1, 3, 1, 4});
-  const auto groups = divide(StepRanks{{1, 0.4, 1}, {{5, 4}, 0.4, 1}, {RankSlice::none(), 0.2, 1}}, 5);
+  const auto groups = divide_sequences(StepRanks{{1, 0.4, 1}, {{5, 4}, 0.4, 1}, {RankSlice::none(), 0.2, 1}}, 5);
   CHECK(batch_ranks(groups, sequences) == BatchRanks::per_sequence(sequences, {{5, 4}, {5, 4}, 1, 1, RankSlice::none()}));
   CHECK(batch_ranks(groups, sequences).columns() == 11);
-  const auto fewer = divide(StepRanks{{1, 0.5, 1}, {5, 0.5, 1}}, 4), more = divide(StepRanks{{1, 0.5, 1}, {5, 0.5, 1}}, 6);
+  const auto fewer = divide_sequences(StepRanks{{1, 0.5, 1}, {5, 0.5, 1}}, 4), more = divide_sequences(StepRanks{{1, 0.5, 1}, {5, 0.5, 1}}, 6);
   CHECK_THROWS_SAYING(ShapeError, batch_ranks(fewer, sequences), "BatchRanks: number of ranks", "expected 5", "got 4");
   CHECK_THROWS_SAYING(ShapeError, batch_ranks(more, sequences), "BatchRanks: number of ranks", "expected 5", "got 6");
   CHECK_THROWS_SAYING(ShapeError, batch_ranks({}, sequences), "BatchRanks: ranks");

@@ -10,7 +10,7 @@ namespace {
 
 /// Chain of LoRA with its links kept apart, so that the whole chain still works at every rank.
 struct Links : PlainMethod {
-  Knots stages(const Options& o) const { return Knots::equal(o.links, o.steps); }
+  StageLengths stages(const Options& o) const { return StageLengths::equal(o.links, o.steps); }
   template <class Model>
   void begin_stage(Model& model, Rng& rng) {
     for_each_layer(model, [&](std::string_view, auto& layer) { layer.adapter.extend(rng); });

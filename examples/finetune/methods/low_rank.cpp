@@ -13,11 +13,11 @@ namespace {
 
 /// PeriodicLoRA: from time to time the adapters become part of the weights and begin afresh.
 struct Periodic : PlainMethod {
-  Knots stages(const Options& o) const {
-    if (o.interval == 0) return Knots::equal(std::min<Index>(4, o.steps), o.steps);
+  StageLengths stages(const Options& o) const {
+    if (o.interval == 0) return StageLengths::equal(std::min<Index>(4, o.steps), o.steps);
     std::vector<Index> lengths(static_cast<std::size_t>(o.steps / o.interval), o.interval);
     if (o.steps % o.interval > 0) lengths.push_back(o.steps % o.interval);
-    return Knots(lengths);
+    return StageLengths(lengths);
   }
   template <class Model>
   void begin_stage(Model& model, Rng& rng) {

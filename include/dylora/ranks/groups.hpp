@@ -16,7 +16,7 @@
 
 /// The parts of a step as groups of sequences of one batch: one forward, one backward, every sequence at the rank of its group.
 ///
-///     const std::vector<RankGroup> groups = divide(plan(step, rng), sequences.count());
+///     const std::vector<RankGroup> groups = divide_sequences(plan(step, rng), sequences.count());
 ///     model.forward(x, sequences, batch_ranks(groups, sequences), cache, y);
 ///     const double loss = weighted_loss(groups, sequences, [&](Index begin, Index count, double weight) {
 ///       return mse<float>(y.middleCols(begin, count), target.middleCols(begin, count), dy.middleCols(begin, count), weight);
@@ -38,11 +38,11 @@ struct RankGroup {
 /// Gives each part of a step its share of `sequences`, the highest rank first, parts of the same rank as one group: every part at least one
 /// sequence, then by its share, what is left over to the largest remainders. A part of weight 0 takes part and trains nothing. Throws std::invalid_argument if there are more parts than
 /// sequences, a share is not a number in (0, 1] or a weight not a finite one ≥ 0.
-inline std::vector<RankGroup> divide(const StepRanks& ranks, Index sequences) {
+inline std::vector<RankGroup> divide_sequences(const StepRanks& ranks, Index sequences) {
   StepRanks parts;
   for (const RankShare& part : ranks) {
-    require_option(part.share > 0 && part.share <= 1, part.share, "divide: share", "a number in (0, 1]");
-    require_option(part.weight >= 0 && std::isfinite(part.weight), part.weight, "divide: weight", "a finite number ≥ 0");
+    require_option(part.share > 0 && part.share <= 1, part.share, "divide_sequences: share", "a number in (0, 1]");
+    require_option(part.weight >= 0 && std::isfinite(part.weight), part.weight, "divide_sequences: weight", "a finite number ≥ 0");
     const auto same = std::find_if(parts.begin(), parts.end(), [&](const RankShare& other) { return other.rank == part.rank; });
     if (same == parts.end()) {
       parts.push_back(part);
@@ -51,7 +51,7 @@ inline std::vector<RankGroup> divide(const StepRanks& ranks, Index sequences) {
       same->weight += part.weight;
     }
   }
-  require_in_range(static_cast<Index>(parts.size()), 1, sequences, "divide: parts of a step, against its sequences");
+  require_in_range(static_cast<Index>(parts.size()), 1, sequences, "divide_sequences: parts of a step, against its sequences");
   std::stable_sort(parts.begin(), parts.end(), [](const RankShare& a, const RankShare& b) { return a.rank.active > b.rank.active; });
 
   double total = 0;

@@ -232,7 +232,7 @@ class Phases {
 ///
 ///     Linear<float> layer(W, {.max_rank = 8, .scale = alpha_over_max_rank}, rng);
 ///     const auto plan = recommended_plan(8, steps);
-///     … for each step, as in ranks/groups.hpp, divide(plan(step, rng), samples)
+///     … for each step, as in ranks/groups.hpp, divide_sequences(plan(step, rng), samples)
 ///
 /// Throws std::invalid_argument if max_rank < 1 or steps < 1.
 inline auto recommended_plan(Index max_rank, Index steps) {

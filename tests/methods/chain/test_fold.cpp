@@ -274,7 +274,7 @@ TEST_CASE("oracle of Chain of LoRA: a knot and a fresh link leave the output as 
   Linear<double> layer = trained_layer<double>();
   AdamW optimizer(layer, {.lr = 0.01});
   Rng rng(4);
-  const Knots knots = Knots::equal(3, 30);
+  const StageLengths knots = StageLengths::equal(3, 30);
   const Matrix<double> x = noise<double>(in, 6, 3);
   int tied = 0;
   for (Index step = 0; step < 30; ++step) {
@@ -290,14 +290,14 @@ TEST_CASE("oracle of Chain of LoRA: a knot and a fresh link leave the output as 
 }
 
 TEST_CASE("oracle of Chain of LoRA: a chain of one link is LoRA bit for bit") {
-  for (const Knots& one : {Knots({20}), Knots::equal(1, 20), Knots({12}), Knots({21, 5})})
+  for (const StageLengths& one : {StageLengths({20}), StageLengths::equal(1, 20), StageLengths({12}), StageLengths({21, 5})})
     CHECK(first_difference(staged_run(one), plain_run()) == 20);
-  for (const Index knot : {1, 12, 20}) CHECK(first_difference(staged_run(Knots({knot, 8})), plain_run()) == knot - 1);
+  for (const Index knot : {1, 12, 20}) CHECK(first_difference(staged_run(StageLengths({knot, 8})), plain_run()) == knot - 1);
 }
 
 TEST_CASE("oracle of Chain of LoRA: a chain is that of tying its knots by hand bit for bit") {
-  CHECK(first_difference(staged_run(Knots({7, 2, 11})), run_by_hand({6, 8})) == 20);
-  CHECK(first_difference(staged_run(Knots::equal(3, 20)), run_by_hand({6, 13})) == 20);
+  CHECK(first_difference(staged_run(StageLengths({7, 2, 11})), run_by_hand({6, 8})) == 20);
+  CHECK(first_difference(staged_run(StageLengths::equal(3, 20)), run_by_hand({6, 13})) == 20);
 }
 
 TEST_CASE("oracle of Chain of LoRA: the change of W is the sum of the links") {

@@ -30,11 +30,11 @@ TEST_CASE("a stage ends after every interval") {
 }
 
 TEST_CASE("a chain of stages ends between them and not after the last") {
-  CHECK(ends(Knots({3, 1, 2}), 20) == std::vector<Index>{2, 3});
-  CHECK(ends(Knots({5}), 20).empty());
-  CHECK(ends(Knots::equal(3, 9), 9) == std::vector<Index>{2, 5});
-  CHECK(ends(Knots::equal(3, 11), 11) == std::vector<Index>{3, 7});  // 4, 4 and 3 steps
-  CHECK(ends(Knots::equal(1, 9), 9).empty());
+  CHECK(ends(StageLengths({3, 1, 2}), 20) == std::vector<Index>{2, 3});
+  CHECK(ends(StageLengths({5}), 20).empty());
+  CHECK(ends(StageLengths::equal(3, 9), 9) == std::vector<Index>{2, 5});
+  CHECK(ends(StageLengths::equal(3, 11), 11) == std::vector<Index>{3, 7});  // 4, 4 and 3 steps
+  CHECK(ends(StageLengths::equal(1, 9), 9).empty());
 }
 
 TEST_CASE("a step's stage and its place in it follow the stages' ends") {
@@ -52,12 +52,12 @@ TEST_CASE("a step's stage and its place in it follow the stages' ends") {
   };
   shown(EveryInterval(1));
   shown(EveryInterval(5));
-  shown(Knots({3, 1, 2}));
-  shown(Knots::equal(5, 12));
+  shown(StageLengths({3, 1, 2}));
+  shown(StageLengths::equal(5, 12));
 }
 
 TEST_CASE("a schedule of local steps begins anew with each stage") {
-  const Knots stages = Knots::equal(3, 30);
+  const StageLengths stages = StageLengths::equal(3, 30);
   const Schedule schedule(Decay::linear, {.peak = 1, .steps = 10});
   for (Index step = 0; step < 30; ++step) CHECK(schedule(stages.local_step(step)) == schedule(step % 10));
   CHECK(schedule(stages.local_step(20)) == 1);
@@ -65,11 +65,11 @@ TEST_CASE("a schedule of local steps begins anew with each stage") {
 
 TEST_CASE("stages without steps are refused") {
   CHECK_THROWS_SAYING(std::invalid_argument, EveryInterval(0), "EveryInterval: interval", "got 0");
-  CHECK_THROWS_SAYING(std::invalid_argument, Knots(std::vector<Index>{}), "Knots", "at least one stage", "got none");
-  CHECK_THROWS_SAYING(std::invalid_argument, Knots({3, 0}), "Knots: steps of a stage", "got 0");
-  CHECK_THROWS_SAYING(std::invalid_argument, Knots({3, std::numeric_limits<Index>::max()}), "Knots: steps of a stage");
-  CHECK_THROWS_SAYING(std::invalid_argument, Knots::equal(0, 3), "Knots: stages", "[1, 3]", "got 0");
-  CHECK_THROWS_SAYING(std::invalid_argument, Knots::equal(4, 3), "Knots: stages", "[1, 3]", "got 4");
+  CHECK_THROWS_SAYING(std::invalid_argument, StageLengths(std::vector<Index>{}), "StageLengths", "at least one stage", "got none");
+  CHECK_THROWS_SAYING(std::invalid_argument, StageLengths({3, 0}), "StageLengths: steps of a stage", "got 0");
+  CHECK_THROWS_SAYING(std::invalid_argument, StageLengths({3, std::numeric_limits<Index>::max()}), "StageLengths: steps of a stage");
+  CHECK_THROWS_SAYING(std::invalid_argument, StageLengths::equal(0, 3), "StageLengths: stages", "[1, 3]", "got 0");
+  CHECK_THROWS_SAYING(std::invalid_argument, StageLengths::equal(4, 3), "StageLengths: stages", "[1, 3]", "got 4");
 }
 
 }  // namespace dylora::test

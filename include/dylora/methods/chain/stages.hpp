@@ -11,8 +11,8 @@
 
 /// When a stage of a run ends, and something is done between two steps: stages.ends_after(step).
 ///
-///     const EveryInterval stages(250);                    // PeriodicLoRA: after every 250 steps
-///     const Knots stages = Knots::equal(3, 900);          // Chain of LoRA: three links in 900 steps, two knots between them
+///     const EveryInterval stages(250);                           // PeriodicLoRA: after every 250 steps
+///     const StageLengths stages = StageLengths::equal(3, 900);   // Chain of LoRA: three links in 900 steps, two knots between them
 ///
 ///     for (Index step = 0; step < steps; ++step) {
 ///       optimizer.set_learning_rate(schedule(stages.local_step(step)));    // a schedule for each stage
@@ -54,25 +54,25 @@ class EveryInterval {
 
 /// Stages of given lengths, with knots between them: Chain of LoRA (Xia et al., arXiv 2401.04151). After the last of its steps nothing
 /// ends: what was trained then stays in the adapter, to be saved, merged or folded. Steps past it belong to the last stage.
-class Knots {
+class StageLengths {
  public:
   /// Throws std::invalid_argument unless there is a stage and each has a step.
-  explicit Knots(const std::vector<Index>& steps) {
-    if (steps.empty()) throw std::invalid_argument("Knots: expected the steps of at least one stage, got none");
+  explicit StageLengths(const std::vector<Index>& steps) {
+    if (steps.empty()) throw std::invalid_argument("StageLengths: expected the steps of at least one stage, got none");
     Index end = 0;
     for (const Index length : steps) {
-      require_in_range(length, 1, std::numeric_limits<Index>::max() - end, "Knots: steps of a stage");
+      require_in_range(length, 1, std::numeric_limits<Index>::max() - end, "StageLengths: steps of a stage");
       begins_.push_back(end);
       end += length;
     }
   }
 
   /// As many stages in `steps` steps, of one length but for what does not divide. Throws std::invalid_argument unless 1 ≤ stages ≤ steps.
-  static Knots equal(Index stages, Index steps) {
-    require_in_range(stages, 1, steps, "Knots: stages, against the steps");
+  static StageLengths equal(Index stages, Index steps) {
+    require_in_range(stages, 1, steps, "StageLengths: stages, against the steps");
     std::vector<Index> lengths;
     for (Index i = 0; i < stages; ++i) lengths.push_back(steps / stages + (i < steps % stages ? 1 : 0));
-    return Knots(lengths);
+    return StageLengths(lengths);
   }
 
   /// Whether `step`, counted from 0, is the last of a stage with another after it.
