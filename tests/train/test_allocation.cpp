@@ -135,7 +135,7 @@ TEST_CASE("a steady training loop of a linear layer allocates nothing as large a
     (void)train_step(layer, optimizer, gradients, plan, [&](Index i, RankSlice rank, double weight) {
       const Index n = i == 1 ? samples / 2 : samples;  // and the batch varies as well
       // The third has a rank for each sample.
-      const BatchRanks ranks = i == 2 ? batch_ranks(divide(Sandwich(1, 8)(0, rng), n), Sequences::equal(n, 1)) : BatchRanks(rank);
+      const BatchRanks ranks = i == 2 ? batch_ranks(divide_sequences(Sandwich(1, 8)(0, rng), n), Sequences::equal(n, 1)) : BatchRanks(rank);
       layer.forward(x.leftCols(n), ranks, cache, y.leftCols(n));
       const double loss = mse<float>(y.leftCols(n), target.leftCols(n), dy.leftCols(n), weight);
       layer.backward(dy.leftCols(n), cache, gradients, dx.leftCols(n));
@@ -167,7 +167,7 @@ TEST_CASE("a steady training loop of an attention allocates nothing as large as 
       const Sequences& batch = i == 1 ? shorter : sequences;
       const Index n = batch.tokens();
       const BatchRanks ranks =  // the third has a rank for each sequence
-          i == 2 ? batch_ranks(divide(FreshRanks(UniformRank{1, 8}, batch.count())(0, rng), batch.count()), batch) : BatchRanks(rank);
+          i == 2 ? batch_ranks(divide_sequences(FreshRanks(UniformRank{1, 8}, batch.count())(0, rng), batch.count()), batch) : BatchRanks(rank);
       attention.forward(x.leftCols(n), batch, ranks, cache, y.leftCols(n));
       const std::span<const Index> wanted(targets.data(), static_cast<std::size_t>(n));
       const double loss = cross_entropy<float>(y.leftCols(n), wanted, y.leftCols(n), {.weight = weight});

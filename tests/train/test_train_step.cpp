@@ -215,7 +215,7 @@ TEMPLATE_TEST_CASE("one batch divided into groups is a step of micro-batches bit
     auto grouped_gradients = zeros_like(grouped), at_once_gradients = zeros_like(at_once);
     TestType grouped_optimizer(grouped, {.lr = 0.05, .weight_decay = 0.1}), at_once_optimizer(at_once, {.lr = 0.05, .weight_decay = 0.1});
     for (int step = 0; step < 4; ++step) {
-      const auto groups = divide(plans[plan], batch.x.cols());
+      const auto groups = divide_sequences(plans[plan], batch.x.cols());
       const double loss = step_by_group(grouped, grouped_optimizer, grouped_gradients, groups, batch);
       CHECK(step_at_once(at_once, at_once_optimizer, at_once_gradients, groups, batch) == loss);
       CHECK(same_bits(values<L>(at_once_gradients), values<L>(grouped_gradients)));
@@ -230,7 +230,7 @@ TEST_CASE("the gradient of a batch divided into groups is that of the weighted s
   Rng rng(5);
   L layer = MakeLayer<L>::make(1, law_rank);
   randomize<L>(layer, 3);
-  const auto groups = divide(WeightedRanks{Sandwich{1, law_rank}, {1, 2, 0.5, 3, 0.25}}(0, rng), batch.x.cols());
+  const auto groups = divide_sequences(WeightedRanks{Sandwich{1, law_rank}, {1, 2, 0.5, 3, 0.25}}(0, rng), batch.x.cols());
   const auto loss = [&](const L& at) {
     double sum = 0;
     for (const RankGroup& group : groups) {
