@@ -12,6 +12,7 @@
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/map_ranks.hpp"
+#include "dylora/core/named.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/random.hpp"
 #include "dylora/core/random_normal.hpp"

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <concepts>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -36,8 +37,8 @@ struct Conv2dOptions {
 /// A projection that drops inputs of its own accord. On patches that would keep a pixel in one of them and drop it in the next, where PyTorch
 /// drops pixels, before the convolution.
 template <class P>
-concept DroppingProjection = requires(typename P::ProjectionCache& cache) { cache.rng; } ||
-                             requires(typename P::ProjectionCache& cache) { cache.slices.front().rng; };
+concept DroppingProjection = requires(typename P::Cache& cache) { cache.rng; } || requires(typename P::Cache& cache) { cache.adapter.rng; } ||
+                             requires(typename P::Cache& cache) { cache.adapter.slices.front().rng; };
 
 /// y[o, p] = bias[o] + Σ_cij W[o, c, i, j] · x[c, p · stride + (i, j) · dilation − padding], and an adapter: a projection of the patches of x.
 /// With Linear<S>, the default, ΔW[o, c, :, :] = s(b) · Σ_k<b B[o, k] · A[k, c, :, :]: a convolution down to b channels and a 1 × 1 convolution
@@ -56,27 +57,24 @@ concept DroppingProjection = requires(typename P::ProjectionCache& cache) { cach
 /// and what the projections keep: b values for each position. Backward makes the patches again.
 template <std::floating_point S, Projection P = Linear<S>>
   requires(!DroppingProjection<P>)
-struct Conv2d {
+struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
   using Scalar = S;
+  static constexpr std::string_view name = "Conv2d";
+  static constexpr bool needs_linked_cache = !SelfContainedLayer<P>;
 
   struct Gradients {
     std::vector<typename P::Gradients> groups;
     Buffer<S> patches, dy, d_patches;  // workspaces of backward
   };
 
-  /// Filled by one apply, read by any number of backward.
-  struct ProjectionCache {
+  /// Filled by one forward or apply, read by any number of backward.
+  struct Cache {
+    Buffer<S> x;  // empty where the caller keeps x
     BatchRanks ranks = RankSlice::none();
     Index samples = 0;
-    std::size_t used = 0;                            // of the parts
-    std::vector<typename P::ProjectionCache> parts;  // of some positions each, group after group
-    Buffer<S> patches, y;                            // workspaces of apply
-  };
-
-  /// Filled by one forward, read by any number of backward.
-  struct Cache {
-    Buffer<S> x;
-    ProjectionCache projection;
+    std::size_t used = 0;                  // of the parts
+    std::vector<typename P::Cache> parts;  // of some positions each, group after group
+    Buffer<S> patches, y;                  // workspaces of apply
   };
 
   Unfold unfold;
@@ -116,51 +114,11 @@ struct Conv2d {
     return largest;
   }
 
-  /// y = x convolved with W + Δ_b, plus bias, for inference.
+  /// y = x convolved with W + Δ_b, plus bias, for a caller that keeps x, as composite layers do and as forward does.
   ///
-  /// x in_features × n; b ≤ max_rank, one for all samples or one for each run of them; returns out_features × n. Throws ShapeError if x does
-  /// not fit or has no column, std::invalid_argument for the rank. For each group costs 2·n·positions·(out·patch + b·(patch + out)) flops.
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const {
-    require_ranks(ranks, x.cols(), max_rank(), "Conv2d::forward");
-    ProjectionCache scratch;
-    Matrix<S> y(out_features(), x.cols());
-    apply(x, ranks, scratch, y);
-    return y;
-  }
-
-  /// The same, and keeps in the cache (overwritten) what backward needs, a copy of x included.
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
-    Matrix<S> y(out_features(), x.cols());
-    forward(x, ranks, cache, y);
-    return y;
-  }
-
-  /// The same into the caller's y (out_features × n, overwritten); but for a list of ranks, allocates only when the cache grows.
-  void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    cache.x.resize(in_features(), 0);  // if this call throws, the cache counts as not filled
-    require_ranks(ranks, x.cols(), max_rank(), "Conv2d::forward");
-    apply(x, ranks, cache.projection, y);
-    cache.x.assign(x);
-  }
-
-  /// dx = the convolution transposed, of dy with W + Δ_b; gradients += ∂/∂θ, at the ranks of the cached forward.
-  ///
-  /// dy out_features × n; returns in_features × n. Throws ShapeError if dy does not fit or the cache was not filled.
-  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    Matrix<S> dx(in_features(), dy.cols());
-    backward(dy, cache, gradients, dx);
-    return dx;
-  }
-
-  /// The same into the caller's dx (in_features × n, overwritten).
-  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    require_samples(dy.cols(), "Conv2d::backward: dy");
-    require_equal(dy.cols(), cache.x.cols(), "Conv2d::backward: samples in dy, against the cache (was it filled by forward?)");
-    set_backward(cache.x.view(), dy, cache.projection, gradients, dx);
-  }
-
-  /// forward for a caller that keeps x itself, as composite layers do. A rank above max_rank means all components.
-  void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, ProjectionCache& cache, MatrixRef<S> y) const {
+  /// x in_features × n; y out_features × n, overwritten; the cache is overwritten but for its x. A rank above max_rank means all components.
+  /// Throws ShapeError if x or y do not fit. For each group costs 2·n·positions·(out·patch + b·(patch + out)) flops.
+  void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     cache.samples = 0;
     require_equal(x.rows(), in_features(), "Conv2d::forward: rows of x");
     require_samples(x.cols(), "Conv2d::forward: x");
@@ -179,14 +137,47 @@ struct Conv2d {
     cache.samples = x.cols();
   }
 
-  /// The backward of apply, with the same x: gradients are added to, dx (in_features × n) is overwritten.
-  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    backward_into<false>(x, dy, cache, gradients, dx);
+  /// Throws what a backward would throw for this x, dy, cache and gradients, and touches nothing.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    require_equal(dy.rows(), out_features(), "Conv2d::backward: rows of dy");
+    require_equal(dy.cols(), cache.samples, "Conv2d::backward: samples in dy, against the cache (was it filled by forward?)");
+    require_equal(x.rows(), in_features(), "Conv2d::backward: rows of x");
+    require_equal(x.cols(), dy.cols(), "Conv2d::backward: samples in x");
+    require_shapes(*this, "Conv2d::backward: gradient of", gradients);
+    Index parts = 0;
+    for_each_part(dy.cols(), cache.ranks, [&](std::size_t, std::size_t, Index, Index, RankSlice) { ++parts; });
+    require_equal(static_cast<Index>(cache.used), parts, "Conv2d::backward: parts in the cache");
+    for_each_part(dy.cols(), cache.ranks, [&](std::size_t part, std::size_t group, Index, Index count, RankSlice) {
+      groups[group].check_backward(detail::of_shape<S>(unfold.patch_size(group_channels()), count),
+                                   detail::of_shape<S>(groups[group].out_features(), count), cache.parts[part], gradients.groups[group]);
+    });
+  }
+
+  /// The backward of apply, with the same x: gradients += ∂/∂θ, at the ranks of the cached forward, and dx = the convolution transposed, of dy
+  /// with W + Δ_b. dy out_features × n; dx in_features × n, overwritten. Throws ShapeError, with nothing added, if something does not fit or the
+  /// cache was not filled.
+  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    check_dx(dy, dx);
+    check_backward(x, dy, cache, gradients);
+    dx.setZero();
+    add_parts(x, dy, cache, gradients, [&](ConstMatrixRef<S> d_patches, std::size_t group, Index begin) {
+      unfold.template add_scatter<S>(d_patches, first_channel(group), group_channels(), begin, dx);
+    });
   }
 
   /// The same, but dx is added to, as where several projections read one x.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    backward_into<true>(x, dy, cache, gradients, dx);
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    check_dx(dy, dx);
+    check_backward(x, dy, cache, gradients);
+    add_parts(x, dy, cache, gradients, [&](ConstMatrixRef<S> d_patches, std::size_t group, Index begin) {
+      unfold.template add_scatter<S>(d_patches, first_channel(group), group_channels(), begin, dx);
+    });
+  }
+
+  /// The same without dx.
+  void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    check_backward(x, dy, cache, gradients);
+    add_parts(x, dy, cache, gradients, no_dx);
   }
 
   /// The convolution with W + Δ_b, frozen; this one stays as it is. Throws std::invalid_argument for the rank.
@@ -261,28 +252,26 @@ struct Conv2d {
     });
   }
 
-  /// dx (overwritten unless `add`).
-  template <bool add>
-  void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    require_equal(dy.rows(), out_features(), "Conv2d::backward: rows of dy");
-    require_equal(dy.cols(), cache.samples, "Conv2d::backward: samples in dy, against the cache (was it filled by forward?)");
-    require_equal(x.rows(), in_features(), "Conv2d::backward: rows of x");
-    require_equal(x.cols(), dy.cols(), "Conv2d::backward: samples in x");
+  void check_dx(ConstMatrixRef<S> dy, ConstMatrixRef<S> dx) const {
     require_equal(dx.rows(), in_features(), "Conv2d::backward: rows of dx");
     require_equal(dx.cols(), dy.cols(), "Conv2d::backward: samples in dx");
-    require_shapes(*this, "Conv2d::backward: gradient of", gradients);
-    Index parts = 0;
-    for_each_part(dy.cols(), cache.ranks, [&](std::size_t, std::size_t, Index, Index, RankSlice) { ++parts; });
-    require_equal(static_cast<Index>(cache.used), parts, "Conv2d::backward: parts in the cache");
-    if constexpr (!add) dx.setZero();
+  }
+
+  /// The gradients of each part, and its ∂/∂patches to scatter(∂/∂patches, group, first position), unless that is no_dx.
+  template <class Scatter>
+  void add_parts(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, const Scatter& scatter) const {
     for_each_part(dy.cols(), cache.ranks, [&](std::size_t part, std::size_t group, Index begin, Index count, RankSlice) {
       auto patches = gradients.patches.resize(unfold.patch_size(group_channels()), count);
-      auto d_patches = gradients.d_patches.resize(patches.rows(), count);
       auto dy_of_part = gradients.dy.resize(groups[group].out_features(), count);
       unfold.template gather<S>(x, first_channel(group), group_channels(), begin, patches);
       unfold.template take_output<S>(dy, first_output(group), begin, dy_of_part);
-      groups[group].set_backward(patches, dy_of_part, cache.parts[part], gradients.groups[group], d_patches);
-      unfold.template add_scatter<S>(d_patches, first_channel(group), group_channels(), begin, dx);
+      if constexpr (std::same_as<Scatter, NoInputGradient>) {
+        groups[group].add_gradients(patches, dy_of_part, cache.parts[part], gradients.groups[group]);
+      } else {
+        auto d_patches = gradients.d_patches.resize(patches.rows(), count);
+        groups[group].set_backward(patches, dy_of_part, cache.parts[part], gradients.groups[group], d_patches);
+        scatter(d_patches, group, begin);
+      }
     });
   }
 

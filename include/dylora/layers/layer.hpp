@@ -4,6 +4,8 @@
 #include <concepts>
 
 #include "dylora/core/batch_ranks.hpp"
+#include "dylora/core/error.hpp"
+#include "dylora/core/named.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/types.hpp"
 
@@ -28,18 +30,116 @@ concept Layer = Trainable<L> &&
                 };
 
 /// A layer that can also work on an input which the caller keeps, so that an activation read by several projections is stored once: what
-/// to model, besides Layer, for use inside a composite such as Attention. The parts of one composite may have different numbers of
-/// components, so apply takes a rank above max_rank as all there are.
+/// to model, besides Layer, for use inside a composite such as Attention. Its cache then holds no copy of x. The parts of one composite may
+/// have different numbers of components, so apply takes a rank above max_rank as all there are. A composite asks check_backward of all its
+/// parts before the first of them adds anything: it throws what the others would throw for these arguments, and touches nothing.
 template <class P>
 concept Projection = Trainable<P> && requires(const P& projection, ConstMatrixRef<typename P::Scalar> in, MatrixRef<typename P::Scalar> out,
-                                              const BatchRanks& ranks, typename P::ProjectionCache& cache,
-                                              const typename P::ProjectionCache& filled, typename P::Gradients& gradients) {
+                                              const BatchRanks& ranks, typename P::Cache& cache, const typename P::Cache& filled,
+                                              typename P::Gradients& gradients) {
   { projection.in_features() } -> std::same_as<Index>;
   { projection.out_features() } -> std::same_as<Index>;
   { projection.max_rank() } -> std::same_as<Index>;
   projection.apply(in, ranks, cache, out);                  // (x, …, y)         y = projection(x)
+  projection.check_backward(in, in, filled, gradients);     // (x, dy, …)        reads shapes alone
   projection.set_backward(in, in, filled, gradients, out);  // (x, dy, …, dx)    gradients += ∂/∂θ, dx = ∂/∂x
   projection.add_backward(in, in, filled, gradients, out);  //                   gradients += ∂/∂θ, dx += ∂/∂x
+  projection.add_gradients(in, in, filled, gradients);      // (x, dy, …)        gradients += ∂/∂θ alone
+};
+
+/// A layer or a projection whose cache needs nothing from the caller before a forward, so that it can be called without one. Those of which
+/// an adapter is weighed or linked from outside say `static constexpr bool needs_linked_cache = true`.
+template <class L>
+concept SelfContainedLayer = !requires { requires L::needs_linked_cache; };
+
+/// In the place of dx, where nothing below the layer learns: layer.backward(dy, cache, gradients, no_dx).
+struct NoInputGradient {};
+inline constexpr NoInputGradient no_dx;
+
+namespace detail {
+
+/// What a backward does with ∂/∂x.
+enum class Dx { set, add, none };
+
+/// A matrix of this shape for who reads the shape alone.
+template <class S>
+Eigen::Map<const Matrix<S>> of_shape(Index rows, Index cols) {
+  return {nullptr, rows, cols};
+}
+
+}  // namespace detail
+
+/// The forward and backward that keep x, from the verbs of a Projection, to which the caller brings it:
+///
+///     forward  = apply, then a copy of x into cache.x
+///     backward = set_backward, or add_gradients, with that copy
+///
+/// A base of the layer, struct Linear : KeepsInput<Linear<S>, S>. The layer has a Cache with a Buffer<S> x, and a name that messages begin with.
+template <class Derived, std::floating_point S>
+struct KeepsInput {
+  /// y, for inference. x in × n; b ≤ max_rank, one for all columns or one for each run of them; returns out × n.
+  /// Throws ShapeError if x does not fit or has no column, std::invalid_argument for the rank. Costs what apply does; keeps nothing.
+  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const
+    requires SelfContainedLayer<Derived>
+  {
+    require_ranks(ranks, x.cols(), self().max_rank(), detail::named<Derived, "::forward">());
+    typename Derived::Cache scratch;
+    Matrix<S> y(self().out_features(), x.cols());
+    self().apply(x, ranks, scratch, y);
+    return y;
+  }
+
+  /// The same, and keeps in the cache (overwritten) what backward needs, a copy of x included.
+  template <class Cache>
+  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
+    Matrix<S> y(self().out_features(), x.cols());
+    forward(x, ranks, cache, y);
+    return y;
+  }
+
+  /// The same into the caller's y (out × n, overwritten); but for a list of ranks, allocates only when the cache grows.
+  template <class Cache>
+  void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    cache.x.resize(self().in_features(), 0);  // if this call throws, the cache counts as not filled
+    require_ranks(ranks, x.cols(), self().max_rank(), detail::named<Derived, "::forward">());
+    self().apply(x, ranks, cache, y);
+    cache.x.assign(x);
+  }
+
+  /// The vector-Jacobian product of the cached forward: gradients are added to; returns dx.
+  ///
+  /// dy out × n; returns in × n. Throws ShapeError, with nothing added, if dy does not fit or the cache was not filled.
+  template <class Cache, class Gradients>
+  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    Matrix<S> dx(self().in_features(), dy.cols());
+    backward(dy, cache, gradients, dx);
+    return dx;
+  }
+
+  /// The same into the caller's dx (in × n, overwritten).
+  template <class Cache, class Gradients>
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    check_samples(dy, cache);
+    self().set_backward(cache.x.view(), dy, cache, gradients, dx);
+  }
+
+  /// The same without dx, for the lowest layer that learns: the gradients have the same bits, and the product of the frozen weight with dy is
+  /// not computed.
+  template <class Cache, class Gradients>
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, NoInputGradient) const {
+    check_samples(dy, cache);
+    self().add_gradients(cache.x.view(), dy, cache, gradients);
+  }
+
+ private:
+  const Derived& self() const { return static_cast<const Derived&>(*this); }
+
+  template <class Cache>
+  static void check_samples(ConstMatrixRef<S> dy, const Cache& cache) {
+    require_samples(dy.cols(), detail::named<Derived, "::backward: dy">());
+    require_equal(dy.cols(), cache.x.cols(),
+                  detail::named<Derived, "::backward: samples in dy, against the cache (was it filled by forward?)">());
+  }
 };
 
 }  // namespace dylora

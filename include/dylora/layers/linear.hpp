@@ -2,6 +2,8 @@
 #define DYLORA_LAYERS_LINEAR_HPP
 
 #include <concepts>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "dylora/adapters/adapter.hpp"
@@ -15,6 +17,7 @@
 #include "dylora/core/types.hpp"
 #include "dylora/linalg/buffer.hpp"
 #include "dylora/linalg/product.hpp"
+#include "dylora/layers/layer.hpp"
 #include "dylora/weights/dense.hpp"
 #include "dylora/weights/weight.hpp"
 
@@ -31,17 +34,18 @@ namespace dylora {
 /// Const both ways: the layer holds no activation, no mode and no gradient, so threads may share it at different ranks, each with a
 /// cache and gradients of its own. Two calls in flight must not share a cache.
 template <std::floating_point S, Adapter A = LowRank<S>, FrozenWeight W = DenseWeight<S>>
-struct Linear {
+struct Linear : KeepsInput<Linear<S, A, W>, S> {
   using Scalar = S;
-  using ProjectionCache = typename A::Cache;
+  static constexpr std::string_view name = "Linear";
+  static constexpr bool needs_linked_cache = !SelfContained<A>;
 
   struct Gradients {
     typename A::Gradients adapter;
   };
 
-  /// Filled by one forward, read by any number of backward.
+  /// Filled by one forward or apply, read by any number of backward.
   struct Cache {
-    Buffer<S> x;
+    Buffer<S> x;  // empty where the caller keeps x
     typename A::Cache adapter;
   };
 
@@ -68,76 +72,56 @@ struct Linear {
   Index out_features() const { return base.rows(); }
   Index max_rank() const { return adapter.max_rank(); }
 
-  /// y = W x + bias + Δ_b(x), for inference.
+  /// y = W x + bias + Δ_b(x), for a caller that keeps x, as composite layers do and as forward does.
   ///
-  /// x in × n; b ≤ max_rank, one for all columns or one for each run of them; returns out × n.
-  /// Throws ShapeError if x does not fit or has no column, std::invalid_argument for the rank. Costs 2·n·(in·out + b·(in + out)) flops.
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const {
-    require_ranks(ranks, x.cols(), max_rank(), "Linear::forward");
-    ProjectionCache scratch;
-    Matrix<S> y(out_features(), x.cols());
-    apply(x, ranks, scratch, y);
-    return y;
-  }
-
-  /// The same, and keeps in the cache (overwritten) what backward needs, a copy of x included.
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
-    Matrix<S> y(out_features(), x.cols());
-    forward(x, ranks, cache, y);
-    return y;
-  }
-
-  /// The same into the caller's y (out × n, overwritten); but for a list of ranks, allocates only when the cache grows.
-  void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    cache.x.resize(in_features(), 0);  // if this call throws, the cache counts as not filled
-    require_ranks(ranks, x.cols(), max_rank(), "Linear::forward");
-    apply(x, ranks, cache.adapter, y);
-    cache.x.assign(x);
-  }
-
-  /// dx = Wᵀ dy + (∂Δ/∂x)ᵀ dy; gradients += ∂/∂θ, at the rank of the cached forward.
-  ///
-  /// dy out × n; returns in × n. Throws ShapeError if dy does not fit or the cache was not filled.
-  /// Costs 2·n·(in·out + 2·b·(in + out)) flops.
-  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    Matrix<S> dx(in_features(), dy.cols());
-    backward(dy, cache, gradients, dx);
-    return dx;
-  }
-
-  /// The same into the caller's dx (in × n, overwritten).
-  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    require_samples(dy.cols(), "Linear::backward: dy");
-    require_equal(dy.cols(), cache.x.cols(), "Linear::backward: samples in dy, against the cache (was it filled by forward?)");
-    set_backward(cache.x.view(), dy, cache.adapter, gradients, dx);
-  }
-
-  /// forward for a caller that keeps x itself, as composite layers do: y (out × n) is overwritten, the cache holds no copy of x.
-  /// A rank above max_rank means all components, since the parts of a composite may have different numbers of them.
-  void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, ProjectionCache& cache, MatrixRef<S> y) const {
+  /// x in × n; y out × n, overwritten; the cache is overwritten but for its x. A rank above max_rank means all components, since the parts of
+  /// a composite may have different numbers of them. Throws ShapeError if x or y do not fit. Costs 2·n·(in·out + b·(in + out)) flops.
+  void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     require_equal(x.rows(), in_features(), "Linear::forward: rows of x");
     require_samples(x.cols(), "Linear::forward: x");
     require_equal(y.rows(), out_features(), "Linear::forward: rows of y");
     require_equal(y.cols(), x.cols(), "Linear::forward: samples in y");
     if constexpr (fused) {
-      adapter.prepare_forward(x, ranks.at_most(max_rank()), cache);
-      adapter.for_each_forward_term(cache, [&](Index begin, Index n, const LowRankTerm<S>& term) {
+      adapter.prepare_forward(x, ranks.at_most(max_rank()), cache.adapter);
+      adapter.for_each_forward_term(cache.adapter, [&](Index begin, Index n, const LowRankTerm<S>& term) {
         add_term(begin, n, term, y, [&](const LowRankTerm<S>& along) { base.apply(x, along, y); });
       });
     } else {
       base.apply(x, y);
-      adapter.add_forward(x, ranks.at_most(max_rank()), cache, y);
+      adapter.add_forward(x, ranks.at_most(max_rank()), cache.adapter, y);
     }
   }
 
-  /// The backward of apply, with the same x: gradients are added to, dx (in × n) is overwritten.
-  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+  /// Throws what a backward would throw for this x, dy, cache and gradients, and touches nothing.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    require_equal(dy.rows(), out_features(), "Linear::backward: rows of dy");
+    adapter.check_backward(x, dy, cache.adapter, gradients.adapter);
+  }
+
+  /// The backward of apply, with the same x: gradients += ∂/∂θ at the rank of the cached forward, and
+  ///
+  ///     dx = Wᵀ dy + (∂Δ/∂x)ᵀ dy
+  ///
+  /// dy out × n; dx in × n, overwritten. Throws ShapeError, with nothing added, if something does not fit or the cache was not filled.
+  /// Costs 2·n·(in·out + 2·b·(in + out)) flops.
+  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
     backward_into<false>(x, dy, cache, gradients, dx);
   }
 
   /// The same, but dx is added to, as where several projections read one x.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
     backward_into<true>(x, dy, cache, gradients, dx);
+  }
+
+  /// The same without dx. Costs 2·n·b·(in + 2·out) flops; an adapter that is no FactoredAdapter computes its part of dx all the same.
+  void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    require_equal(dy.rows(), out_features(), "Linear::backward: rows of dy");
+    if constexpr (FactoredAdapter<A>) {
+      adapter.prepare_backward(x, dy, cache.adapter, gradients.adapter);
+    } else if constexpr (!std::is_empty_v<typename A::Gradients>) {
+      Matrix<S> dx = Matrix<S>::Zero(in_features(), dy.cols());
+      adapter.add_backward(x, dy, cache.adapter, gradients.adapter, dx);
+    }
   }
 
   /// W + Δ_b and the bias, as a new weight; the layer stays as it is. Throws std::invalid_argument for the rank.
@@ -169,20 +153,20 @@ struct Linear {
 
   /// dx (overwritten unless `add`). The adapter goes first: it may refuse, and nothing has been added then.
   template <bool add>
-  void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+  void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
     require_equal(dy.rows(), out_features(), "Linear::backward: rows of dy");
     require_equal(dx.rows(), in_features(), "Linear::backward: rows of dx");
     require_equal(dx.cols(), dy.cols(), "Linear::backward: samples in dx");
     if constexpr (fused) {
-      adapter.prepare_backward(x, dy, cache, gradients.adapter);
-      adapter.for_each_backward_term(cache, gradients.adapter, [&](Index begin, Index n, const LowRankTerm<S>& term) {
+      adapter.prepare_backward(x, dy, cache.adapter, gradients.adapter);
+      adapter.for_each_backward_term(cache.adapter, gradients.adapter, [&](Index begin, Index n, const LowRankTerm<S>& term) {
         add_term(begin, n, term, dx, [&](const LowRankTerm<S>& along) {
           add ? base.add_apply_transposed(dy, along, dx) : base.apply_transposed(dy, along, dx);
         });
       });
     } else {
       if constexpr (!add) dx.setZero();
-      adapter.add_backward(x, dy, cache, gradients.adapter, dx);
+      adapter.add_backward(x, dy, cache.adapter, gradients.adapter, dx);
       base.add_apply_transposed(dy, dx);
     }
   }

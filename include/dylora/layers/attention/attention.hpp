@@ -35,14 +35,16 @@ struct SeparateProjections {
 
   struct Cache {
     Buffer<S> Q, K, V;
-    typename Query::ProjectionCache q;
-    typename Key::ProjectionCache k;
-    typename Value::ProjectionCache v;
+    typename Query::Cache q;
+    typename Key::Cache k;
+    typename Value::Cache v;
   };
 
   Query q;
   Key k;
   Value v;
+
+  static constexpr bool needs_linked_cache = !(SelfContainedLayer<Query> && SelfContainedLayer<Key> && SelfContainedLayer<Value>);
 
   Index in_features() const { return q.in_features(); }
 
@@ -68,6 +70,12 @@ struct SeparateProjections {
     require_equal(cache.Q.rows(), q.out_features(), "Attention::backward: rows of the cached queries");
     require_equal(cache.K.rows(), k.out_features(), "Attention::backward: rows of the cached keys");
     require_equal(cache.V.rows(), v.out_features(), "Attention::backward: rows of the cached values");
+  }
+
+  void check_projections(ConstMatrixRef<S> x, const Cache& cache, const Gradients& gradients) const {
+    q.check_backward(x, of_shape<S>(q.out_features(), x.cols()), cache.q, gradients.q);
+    k.check_backward(x, of_shape<S>(k.out_features(), x.cols()), cache.k, gradients.k);
+    v.check_backward(x, of_shape<S>(v.out_features(), x.cols()), cache.v, gradients.v);
   }
 
   QueriesKeysValues<MatrixRef<S>> input_gradients(Workspace& workspace, Index tokens) const {

@@ -32,11 +32,13 @@ struct MergedProjection {
 
   struct Cache {
     Buffer<S> QKV;
-    typename Merged::ProjectionCache qkv;
+    typename Merged::Cache qkv;
   };
 
   Merged qkv;
   Index query_features;  // as many rows of the weight
+
+  static constexpr bool needs_linked_cache = !SelfContainedLayer<Merged>;
 
   Index in_features() const { return qkv.in_features(); }
 
@@ -56,6 +58,10 @@ struct MergedProjection {
 
   void check_inputs(const Cache& cache) const {
     require_equal(cache.QKV.rows(), qkv.out_features(), "Attention::backward: rows of the cached queries, keys and values");
+  }
+
+  void check_projections(ConstMatrixRef<S> x, const Cache& cache, const Gradients& gradients) const {
+    qkv.check_backward(x, of_shape<S>(qkv.out_features(), x.cols()), cache.qkv, gradients.qkv);
   }
 
   QueriesKeysValues<MatrixRef<S>> input_gradients(Workspace& workspace, Index tokens) const {

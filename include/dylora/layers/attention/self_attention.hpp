@@ -34,6 +34,8 @@ struct AttentionOptions {
 ///     project(x, ranks, cache)                            Q, K and V into the cache
 ///     inputs(cache), input_gradients(workspace, tokens)   where they are, and room for dQ, dK and dV
 ///     check_inputs(cache)                                 refuses those that projections of other shapes have made
+///     check_projections(x, cache, gradients)              refuses what project_backward would refuse
+///     needs_linked_cache                                  whether a cache of theirs needs something from the caller
 ///     project_backward(x, workspace, cache, gradients, dx)
 ///
 /// Scores live in tiles of 64 × 64, never whole: memory grows with the number of tokens, not with its square, and the backward recomputes
@@ -57,11 +59,13 @@ struct SelfAttention : Projections {
     Sequences sequences;
     Buffer<S> x, context;
     Buffer<S> logsumexp;  // tokens × heads
-    typename Output::ProjectionCache o;
+    typename Output::Cache o;
   };
 
   Output o;
   AttentionOptions options;
+
+  static constexpr bool needs_linked_cache = Projections::needs_linked_cache || !SelfContainedLayer<Output>;
 
   using Projections::in_features;
   Index out_features() const { return o.out_features(); }
@@ -92,7 +96,9 @@ struct SelfAttention : Projections {
     cache.x.assign(x);
   }
 
-  Matrix<S> forward(ConstMatrixRef<S> x, const Sequences& sequences, const BatchRanks& ranks) const {
+  Matrix<S> forward(ConstMatrixRef<S> x, const Sequences& sequences, const BatchRanks& ranks) const
+    requires(!needs_linked_cache)
+  {
     Cache scratch;
     return forward(x, sequences, ranks, scratch);
   }
@@ -102,10 +108,14 @@ struct SelfAttention : Projections {
   void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     forward(x, one_sequence(x), ranks, cache, y);
   }
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const { return forward(x, one_sequence(x), ranks); }
+  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const
+    requires(!needs_linked_cache)
+  {
+    return forward(x, one_sequence(x), ranks);
+  }
 
   /// The vector-Jacobian product of the cached forward: gradients are added to; returns dx, in × tokens.
-  /// Throws ShapeError if dy does not fit or the cache was not filled.
+  /// Throws ShapeError, with nothing added, if dy does not fit or the cache was not filled.
   /// Costs the projections' backward and 10·head_dim·heads flops per query and visible key.
   Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
     Matrix<S> dx(in_features(), dy.cols());
@@ -127,6 +137,8 @@ struct SelfAttention : Projections {
     require_equal(dy.rows(), out_features(), "Attention::backward: rows of dy");
     check_cache(cache);
     require_shapes(*this, "Attention::backward: gradient of", gradients);
+    o.check_backward(cache.context.view(), dy, cache.o, gradients.o);  // all parts are asked before the first of them adds anything
+    Projections::check_projections(cache.x.view(), cache, gradients);
     auto d_context = workspace.d_context.resize(o.in_features(), dy.cols());
     o.set_backward(cache.context.view(), dy, cache.o, gradients.o, d_context);
     const auto inputs = Projections::inputs(cache);
@@ -141,7 +153,9 @@ struct SelfAttention : Projections {
   /// x in × n, the n ≥ 1 tokens that follow; the rank may change from call to call. Equal bit for bit to the last n columns of one
   /// forward over the whole sequence at the same rank. Throws std::invalid_argument if the attention is not causal or for the rank,
   /// ShapeError if x or `past` do not fit; `past` is then as it was.
-  Matrix<S> extend(ConstMatrixRef<S> x, RankSlice rank, KeyValueCache<S>& past) const {
+  Matrix<S> extend(ConstMatrixRef<S> x, RankSlice rank, KeyValueCache<S>& past) const
+    requires(!needs_linked_cache)
+  {
     if (!options.causal)
       throw std::invalid_argument("Attention::extend: expected a causal attention; without it every token sees the future");
     require_samples(x.cols(), "Attention::extend: x");

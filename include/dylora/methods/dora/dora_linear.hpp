@@ -3,6 +3,7 @@
 
 #include <concepts>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 #include "dylora/adapters/adapter.hpp"
@@ -14,6 +15,7 @@
 #include "dylora/core/random.hpp"
 #include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/layers/layer.hpp"
 #include "dylora/layers/linear.hpp"
 #include "dylora/linalg/buffer.hpp"
 #include "dylora/linalg/product.hpp"
@@ -46,14 +48,16 @@ namespace dylora {
 /// Every call computes the norms anew, for 2·b·in·out flops: to serve single samples, merge.
 template <std::floating_point S, FactorPairAdapter Inner = LowRank<S>, MergeableWeight W = DenseWeight<S>,
           Magnitude kind = Magnitude::shared>
-class DoraLinear : private Linear<S, Inner, W> {
+class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, Inner, W, kind>, S> {
   using Product = Linear<S, Inner, W>;  // W x + bias + Δ_b x
   using Lengths = RowMagnitude<S, kind>;
+  using Dx = detail::Dx;
 
  public:
   using Scalar = S;
   using Options = DoraOptions<typename Inner::Options>;
   using Magnitudes = typename Lengths::Values;
+  static constexpr std::string_view name = "DoraLinear";
 
   struct Gradients : Product::Gradients {
     Gradient<Magnitudes> magnitude;
@@ -62,21 +66,18 @@ class DoraLinear : private Linear<S, Inner, W> {
     Buffer<S> correction_dx, frozen_dx;  // where inputs were dropped
   };
 
-  struct ProjectionCache {
+  /// Filled by one forward or apply, read by any number of backward. Overwritten but for its rng.
+  struct Cache {
+    Buffer<S> x;             // empty where the caller keeps x
     std::optional<Rng> rng;  // for the masks; none drops nothing
     bool dropped = false;
     DropoutMask<S> mask;
     BatchRanks ranks = RankSlice::none();
     Index samples = 0;
-    typename Inner::Cache adapter;
+    typename Product::Cache product;
     NestedRowNorms<S> norms;
     Buffer<S> scales;    // m/n, out × highest rank
     Buffer<S> unscaled;  // (W + Δ_b) x̃, out × n
-  };
-
-  /// Filled by one forward, read by any number of backward.
-  struct Cache : ProjectionCache {
-    Buffer<S> x;
   };
 
   using Product::adapter, Product::base;
@@ -99,30 +100,49 @@ class DoraLinear : private Linear<S, Inner, W> {
 
   using Product::in_features, Product::out_features, Product::max_rank;
 
-  /// y as above, for inference: nothing is dropped or kept. x in × n; b ≤ max_rank, one for all columns or one for each run of them; returns
-  /// out × n. Throws ShapeError if x does not fit or has no column, std::invalid_argument for the rank. Costs a Linear's forward, the norms,
-  /// and a pass over y.
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const {
-    require_ranks(ranks, x.cols(), max_rank(), "DoraLinear::forward");
-    ProjectionCache scratch;
-    Matrix<S> y(out_features(), x.cols());
-    compute(x, ranks, scratch, y, false);
-    return y;
+  using KeepsInput<DoraLinear, S>::forward, KeepsInput<DoraLinear, S>::backward;
+
+  /// y as above, for a caller that keeps x, as composite layers do and as forward does. The cache holds what a backward needs, (W + Δ_b) x̃ among
+  /// it; with an Rng in the cache, a forward draws a mask.
+  ///
+  /// x in × n; y out × n, overwritten. A rank above max_rank means all components. Throws ShapeError if x or y do not fit. Costs a Linear's
+  /// forward, the norms, and a pass over y.
+  void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    cache.samples = 0;  // if this call throws, the cache counts as not filled
+    require_equal(x.rows(), in_features(), "DoraLinear::forward: rows of x");
+    require_samples(x.cols(), "DoraLinear::forward: x");
+    require_equal(y.rows(), out_features(), "DoraLinear::forward: rows of y");
+    require_equal(y.cols(), x.cols(), "DoraLinear::forward: samples in y");
+    cache.ranks = ranks.at_most(adapter.components());
+    if (cache.ranks.highest() > 0) compute_scales(cache.ranks.highest(), cache);
+    cache.dropped = cache.rng && cache.mask.draw(x, dropout, *cache.rng);
+    auto unscaled = cache.unscaled.resize(out_features(), x.cols());
+    if (cache.dropped) {
+      Product::apply(cache.mask.x(), ranks, cache.product, unscaled);
+      base.apply(x, y);
+      adapter.for_each_forward_term(cache.product.adapter, [&](Index begin, Index columns, const LowRankTerm<S>& term) {
+        add_product(y.middleCols(begin, columns), term.left, term.right, term.scale);
+      });
+    } else {
+      Product::apply(x, ranks, cache.product, y);
+    }
+    detail::scale_rows<S>(cache.ranks, cache.dropped ? ConstMatrixRef<S>(unscaled) : ConstMatrixRef<S>(y), frozen_.bias,
+                          cache.scales.view(), unscaled, y);
+    cache.samples = x.cols();
   }
 
-  /// The same for training: keeps in the cache (overwritten, but for its rng) what backward needs, x and (W + Δ_b) x̃ among it.
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
-    Matrix<S> y(out_features(), x.cols());
-    forward(x, ranks, cache, y);
-    return y;
-  }
-
-  /// The same into the caller's y (out × n, overwritten); but for a list of ranks, allocates only when the cache grows.
-  void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    cache.x.resize(in_features(), 0);  // if this call throws, the cache counts as not filled
-    require_ranks(ranks, x.cols(), max_rank(), "DoraLinear::forward");
-    apply(x, ranks, cache, y);
-    cache.x.assign(x);
+  /// Throws what a backward would throw for this x, dy, cache and gradients, and touches nothing.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    const Index n = dy.cols();
+    require_equal(dy.rows(), out_features(), "DoraLinear::backward: rows of dy");
+    require_equal(x.rows(), in_features(), "DoraLinear::backward: rows of x");
+    require_equal(x.cols(), n, "DoraLinear::backward: samples in x");
+    require_equal(n, cache.samples, "DoraLinear::backward: samples in dy, against the cache (was it filled by apply?)");
+    require_equal(cache.unscaled.rows(), out_features(), "DoraLinear::backward: rows of the cached output");
+    require_ranks(cache.ranks, n, adapter.components(), "DoraLinear::backward: the cache");
+    require_in_range(cache.ranks.highest(), 0, cache.norms.all().cols(), "DoraLinear::backward: rank of the cache, against its norms");
+    require_shapes(*this, "DoraLinear::backward: gradient of", gradients);
+    Product::check_backward(x, dy, cache.product, gradients);
   }
 
   /// With u = m/n, P = (W + Δ_b) x̃ (the output less its bias, and so with fewer digits where that is far larger) and g = u ∘ dy, for each run:
@@ -130,36 +150,23 @@ class DoraLinear : private Linear<S, Inner, W> {
   ///     dm += (1/n) ∘ Σ_columns dy ∘ P        dx = Wᵀ dy + M ∘ (Wᵀ (g − dy) + (∂Δ/∂x)ᵀ g), without dropout (W + Δ_b)ᵀ g
   ///     dA, dB: those of Δ_b at x̃ and g; if exact, those of the matrix Δ_b at g x̃ᵀ − diag(u ∘ dm/n) (W + Δ_b)
   ///
-  /// A shared magnitude learns at every rank, also where the slice trains no component. dy out × n; returns in × n, gradients are added to.
+  /// A shared magnitude learns at every rank, also where the slice trains no component. x as in apply; dy out × n; dx in × n, overwritten;
+  /// gradients are added to.
   /// Throws ShapeError, with nothing added, if dy does not fit or the cache was not filled. Costs a Linear's backward and a pass over dy.
   /// Exact, 2·in·out·b flops more and some allocation for each run, and if there are several, their A x̃ again.
-  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    Matrix<S> dx(in_features(), dy.cols());
-    backward(dy, cache, gradients, dx);
-    return dx;
-  }
-
-  /// The same into the caller's dx (in × n, overwritten).
-  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    require_samples(dy.cols(), "DoraLinear::backward: dy");
-    require_equal(dy.cols(), cache.x.cols(), "DoraLinear::backward: samples in dy, against the cache (was it filled by forward?)");
-    set_backward(cache.x.view(), dy, cache, gradients, dx);
-  }
-
-  /// forward for a caller that keeps x itself, as composite layers do: y (out × n) is overwritten, the cache holds no copy of x.
-  /// A rank above max_rank means all components.
-  void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, ProjectionCache& cache, MatrixRef<S> y) const {
-    compute(x, ranks, cache, y, true);
-  }
-
-  /// The backward of apply, with the same x: gradients are added to, dx (in × n) is overwritten.
-  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    backward_into<false>(x, dy, cache, gradients, dx);
+  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    backward_into<Dx::set>(x, dy, cache, gradients, dx);
   }
 
   /// The same, but dx is added to, as where several projections read one x.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    backward_into<true>(x, dy, cache, gradients, dx);
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    backward_into<Dx::add>(x, dy, cache, gradients, dx);
+  }
+
+  /// The same without dx.
+  void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    Matrix<S> none;
+    backward_into<Dx::none>(x, dy, cache, gradients, none);
   }
 
   /// n_b, from the running sums over the factors; the row norms of W without a rank. Throws std::invalid_argument for the rank.
@@ -180,7 +187,7 @@ class DoraLinear : private Linear<S, Inner, W> {
     DenseWeight<S> sum = Product::merged(rank);
     const Index b = rank.at_most(adapter.components()).active;
     if (b == 0) return sum;
-    ProjectionCache scratch;
+    Cache scratch;
     compute_scales(b, scratch);
     sum.W.array().colwise() *= scratch.scales.view().col(b - 1).array();
     return sum;
@@ -201,7 +208,7 @@ class DoraLinear : private Linear<S, Inner, W> {
   }
 
   /// The norms and m/n at the ranks 1..R, where 0/0 counts as 0.
-  void compute_scales(Index R, ProjectionCache& cache) const {
+  void compute_scales(Index R, Cache& cache) const {
     Lengths::require(magnitude, out_features(), adapter.components(), "DoraLinear");  // it is public
     cache.norms.compute(base, frozen_, adapter, R);
     auto scales = cache.scales.resize(out_features(), R);
@@ -209,58 +216,32 @@ class DoraLinear : private Linear<S, Inner, W> {
     detail::divide_rows<S>(scales, cache.norms.all());
   }
 
-  /// y; what backward needs is kept if it is wanted.
-  void compute(ConstMatrixRef<S> x, const BatchRanks& ranks, ProjectionCache& cache, MatrixRef<S> y, bool keep) const {
-    cache.samples = 0;  // if this call throws, the cache counts as not filled
-    require_equal(x.rows(), in_features(), "DoraLinear::forward: rows of x");
-    require_samples(x.cols(), "DoraLinear::forward: x");
-    require_equal(y.rows(), out_features(), "DoraLinear::forward: rows of y");
-    require_equal(y.cols(), x.cols(), "DoraLinear::forward: samples in y");
-    cache.ranks = ranks.at_most(adapter.components());
-    if (cache.ranks.highest() > 0) compute_scales(cache.ranks.highest(), cache);
-    cache.dropped = cache.rng && cache.mask.draw(x, dropout, *cache.rng);
-    auto unscaled = cache.unscaled.resize(keep ? out_features() : 0, x.cols());
-    if (cache.dropped) {
-      Product::apply(cache.mask.x(), ranks, cache.adapter, unscaled);
-      base.apply(x, y);
-      adapter.for_each_forward_term(cache.adapter, [&](Index begin, Index columns, const LowRankTerm<S>& term) {
-        add_product(y.middleCols(begin, columns), term.left, term.right, term.scale);
-      });
-    } else {
-      Product::apply(x, ranks, cache.adapter, y);
-    }
-    detail::scale_rows<S>(cache.ranks, cache.dropped ? ConstMatrixRef<S>(unscaled) : ConstMatrixRef<S>(y), frozen_.bias,
-                          cache.scales.view(), unscaled, y);
-    cache.samples = x.cols();
-  }
-
-  template <bool add>
-  void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+  template <Dx what>
+  void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
     const Index n = dy.cols();
-    require_equal(dy.rows(), out_features(), "DoraLinear::backward: rows of dy");
-    require_equal(x.rows(), in_features(), "DoraLinear::backward: rows of x");
-    require_equal(x.cols(), n, "DoraLinear::backward: samples in x");
-    require_equal(dx.rows(), in_features(), "DoraLinear::backward: rows of dx");
-    require_equal(dx.cols(), n, "DoraLinear::backward: samples in dx");
-    require_equal(n, cache.samples, "DoraLinear::backward: samples in dy, against the cache (was it filled by apply?)");
-    require_equal(cache.unscaled.rows(), out_features(), "DoraLinear::backward: rows of the cached output");
-    require_ranks(cache.ranks, n, adapter.components(), "DoraLinear::backward: the cache");
-    require_in_range(cache.ranks.highest(), 0, cache.norms.all().cols(), "DoraLinear::backward: rank of the cache, against its norms");
-    require_shapes(*this, "DoraLinear::backward: gradient of", gradients);
-    if (cache.ranks.highest() == 0) return product_backward<add>(x, dy, cache.adapter, gradients, dx);
+    check_backward(x, dy, cache, gradients);
+    if constexpr (what != Dx::none) {
+      require_equal(dx.rows(), in_features(), "DoraLinear::backward: rows of dx");
+      require_equal(dx.cols(), n, "DoraLinear::backward: samples in dx");
+    }
+    if (cache.ranks.highest() == 0) return product_backward<what>(x, dy, cache.product, gradients, dx);
     auto g = gradients.direction_dy.resize(out_features(), n);
     detail::scale_rows_backward<S>(cache.ranks, dy, cache.unscaled.view(), cache.norms.all(), cache.scales.view(), g, gradients.dm);
     if (cache.dropped) {
-      auto correction = gradients.correction_dx.resize(in_features(), n), frozen = gradients.frozen_dx.resize(in_features(), n);
-      direction_backward<false>(cache.mask.x(), cache, gradients, correction);
-      frozen.setZero();
-      base.add_apply_transposed(dy, frozen);
-      correction -= frozen;
-      if constexpr (!add) dx.setZero();
-      dx += frozen;
-      cache.mask.add_backward(correction, dx);
+      if constexpr (what == Dx::none) {
+        direction_backward<what>(cache.mask.x(), cache, gradients, dx);
+      } else {
+        auto correction = gradients.correction_dx.resize(in_features(), n), frozen = gradients.frozen_dx.resize(in_features(), n);
+        direction_backward<Dx::set>(cache.mask.x(), cache, gradients, correction);
+        frozen.setZero();
+        base.add_apply_transposed(dy, frozen);
+        correction -= frozen;
+        if constexpr (what == Dx::set) dx.setZero();
+        dx += frozen;
+        cache.mask.add_backward(correction, dx);
+      }
     } else {
-      direction_backward<add>(x, cache, gradients, dx);
+      direction_backward<what>(x, cache, gradients, dx);
     }
     cache.ranks.for_each_run(n, [&, run = Index{0}](Index, Index, RankSlice rank) mutable {
       const auto dm = gradients.dm.view().col(run++);
@@ -268,25 +249,28 @@ class DoraLinear : private Linear<S, Inner, W> {
     });
   }
 
-  template <bool add>
-  void product_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> g, const typename Inner::Cache& cache, Gradients& gradients,
+  template <Dx what>
+  void product_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> g, const typename Product::Cache& cache, Gradients& gradients,
                         MatrixRef<S> dx) const {
-    add ? Product::add_backward(x, g, cache, gradients, dx) : Product::set_backward(x, g, cache, gradients, dx);
+    if constexpr (what == Dx::set) Product::set_backward(x, g, cache, gradients, dx);
+    if constexpr (what == Dx::add) Product::add_backward(x, g, cache, gradients, dx);
+    if constexpr (what == Dx::none) Product::add_gradients(x, g, cache, gradients);
   }
 
   /// dx = (W + Δ_b)ᵀ g, dA and dB, where g and dm are in the gradients' workspace and x is what the correction has seen. Where the norms have a
   /// gradient, it is added run after run, for which each run becomes a batch of its own.
-  template <bool add>
-  void direction_backward(ConstMatrixRef<S> x, const ProjectionCache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+  template <Dx what>
+  void direction_backward(ConstMatrixRef<S> x, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
     const auto g = gradients.direction_dy.view();
-    if (norm_gradient == NormGradient::detached) return product_backward<add>(x, g, cache.adapter, gradients, dx);
+    if (norm_gradient == NormGradient::detached) return product_backward<what>(x, g, cache.product, gradients, dx);
     cache.ranks.for_each_run(x.cols(), [&, run = Index{0}](Index begin, Index columns, RankSlice rank) mutable {
       const auto dm = gradients.dm.view().col(run++);
-      typename Inner::Cache of_run;
+      typename Product::Cache of_run;
       const bool whole = columns == x.cols();
       const auto x_b = x.middleCols(begin, columns);
-      if (!whole) adapter.prepare_forward(x_b, rank, of_run);
-      product_backward<add>(x_b, g.middleCols(begin, columns), whole ? cache.adapter : of_run, gradients, dx.middleCols(begin, columns));
+      if (!whole) adapter.prepare_forward(x_b, rank, of_run.adapter);
+      product_backward<what>(x_b, g.middleCols(begin, columns), whole ? cache.product : of_run, gradients,
+                             what == Dx::none ? dx : MatrixRef<S>(dx.middleCols(begin, columns)));
       if (rank.active == 0) return;
       const Vector<S> dn = -cache.scales.view().col(rank.active - 1).cwiseProduct(dm);
       cache.norms.add_backward(base, adapter, rank, dn, gradients.adapter);

@@ -21,7 +21,7 @@ namespace dylora {
 ///
 ///     ResidualLink<float, Shortcut::block> q(Wq, {.adapter = {.max_rank = 8}, .position = block}, rng);
 ///
-/// Wherever a Linear may be, also inside an Attention; its ProjectionCache and Gradients must be linked before each call.
+/// Wherever a Linear may be, also inside an Attention; its Cache and Gradients must be linked before each call.
 template <std::floating_point S, Shortcut shortcut, FrozenWeight W = DenseWeight<S>>
 using ResidualLink = Linear<S, ResidualLowRank<S, shortcut>, W>;
 
@@ -61,7 +61,7 @@ void require_chain(const Links& links, Member member = {}) {
 ///
 ///     link(blocks, cache.blocks, [](auto& block) -> auto& { return block.attention.q; });
 ///
-/// The caches (of type ProjectionCache, or Cache) refer to each other and to the links, so none of them may move before the chain's last
+/// The caches refer to each other and to the links, so none of them may move before the chain's last
 /// forward; a cache that has moved, or is a copy, is refused. The backward follows no reference. A call for every forward makes copies safe. Does nothing for layers without shortcuts. Throws ShapeError as require_chain, or if there
 /// are not as many caches as links.
 template <class Links, class Caches, class Member = std::identity>

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "dylora/core/random.hpp"
 #include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/layers/layer.hpp"
 #include "dylora/linalg/buffer.hpp"
 #include "dylora/methods/reslora/link.hpp"
 #include "dylora/methods/reslora/merge.hpp"
@@ -37,8 +39,9 @@ namespace dylora {
 ///
 /// Const both ways and safe to share, as Linear. Where other layers lie between the links, as in a transformer, link them yourself.
 template <std::floating_point S, Shortcut shortcut, FrozenWeight W = DenseWeight<S>>
-struct ResidualStack {
+struct ResidualStack : KeepsInput<ResidualStack<S, shortcut, W>, S> {
   using Scalar = S;
+  static constexpr std::string_view name = "ResidualStack";
   using Link = ResidualLink<S, shortcut, W>;
 
   struct Gradients {
@@ -46,10 +49,11 @@ struct ResidualStack {
     Buffer<S> d, next_d;
   };
 
-  /// Filled by one forward, read by any number of backward.
+  /// Filled by one forward or apply, read by any number of backward.
   struct Cache {
-    std::vector<Buffer<S>> x;
-    std::vector<typename Link::ProjectionCache> links;
+    Buffer<S> x;                // of the first link; empty where the caller keeps x
+    std::vector<Buffer<S>> y;   // of every link but the last, which the next one reads
+    std::vector<typename Link::Cache> links;
   };
 
   std::vector<Link> links;
@@ -76,69 +80,55 @@ struct ResidualStack {
     return largest;
   }
 
-  /// y of the last link, for inference. x in × n; b ≤ max_rank, one for all columns or one for each run of them; returns out × n.
-  /// Throws ShapeError if x does not fit or has no column, std::invalid_argument for the rank.
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const {
-    Cache scratch;
-    return forward(x, ranks, scratch);
-  }
-
-  /// The same, and keeps in the cache (overwritten) what backward needs, a copy of x included.
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
-    Matrix<S> y(out_features(), x.cols());
-    forward(x, ranks, cache, y);
-    return y;
-  }
-
-  /// The same into the caller's y (out × n, overwritten); but for a list of ranks, allocates only when the cache grows.
-  void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    cache.x.resize(links.size());
+  /// y of the last link, for a caller that keeps x, as forward does. x in × n; y out × n, overwritten; the cache is overwritten but for its x.
+  /// A rank above max_rank means all components. Throws ShapeError if x or y do not fit.
+  void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    const std::size_t last = links.size() - 1;
+    cache.y.resize(last);
     cache.links.resize(links.size());
-    cache.x[0].resize(in_features(), 0);  // if this call throws, the cache counts as not filled
     require_samples(x.cols(), "ResidualStack::forward: x");
     require_equal(x.rows(), in_features(), "ResidualStack::forward: rows of x");
     require_equal(y.rows(), out_features(), "ResidualStack::forward: rows of y");
     require_equal(y.cols(), x.cols(), "ResidualStack::forward: samples in y");
-    require_ranks(ranks, x.cols(), max_rank(), "ResidualStack::forward");
     link(links, cache.links);
-    const std::size_t last = links.size() - 1;
-    for (std::size_t n = 0; n < last; ++n) {
-      const auto input = n == 0 ? x : ConstMatrixRef<S>(cache.x[n].view());
-      links[n].apply(input, ranks, cache.links[n], cache.x[n + 1].resize(links[n].out_features(), x.cols()));
-    }
-    links[last].apply(last == 0 ? x : ConstMatrixRef<S>(cache.x[last].view()), ranks, cache.links[last], y);
-    cache.x[0].assign(x);
+    for (std::size_t n = 0; n < last; ++n)
+      links[n].apply(input(x, cache, n), ranks, cache.links[n], cache.y[n].resize(links[n].out_features(), x.cols()));
+    links[last].apply(input(x, cache, last), ranks, cache.links[last], y);
   }
 
-  /// The vector-Jacobian product of the cached forward: gradients are added to; dy out × n; returns dx, in × n.
-  /// Throws ShapeError if dy does not fit or the cache was not filled.
-  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    Matrix<S> dx(in_features(), dy.cols());
-    backward(dy, cache, gradients, dx);
-    return dx;
-  }
-
-  /// The same into the caller's dx (in × n, overwritten).
-  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    require_samples(dy.cols(), "ResidualStack::backward: dy");
-    require_equal(dy.cols(), cache.x.empty() ? 0 : cache.x[0].cols(),
-                  "ResidualStack::backward: samples in dy, against the cache (was it filled by forward?)");
+  /// Throws what a backward would throw for this x, dy, cache and gradients, but for links that are called out of turn; touches nothing.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
     require_equal(static_cast<Index>(cache.links.size()), static_cast<Index>(links.size()), "ResidualStack::backward: links in the cache");
+    require_equal(static_cast<Index>(cache.y.size()) + 1, static_cast<Index>(links.size()), "ResidualStack::backward: links in the cache");
     require_equal(dy.rows(), out_features(), "ResidualStack::backward: rows of dy");
-    require_equal(dx.rows(), in_features(), "ResidualStack::backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "ResidualStack::backward: samples in dx");
+    require_equal(x.rows(), in_features(), "ResidualStack::backward: rows of the cached x");
+    require_equal(x.cols(), dy.cols(), "ResidualStack::backward: samples in x");
     for (std::size_t n = 0; n < links.size(); ++n) {
-      require_equal(cache.x[n].rows(), links[n].in_features(), "ResidualStack::backward: rows of the cached x");
-      require_ranks(cache.links[n].ranks, dy.cols(), links[n].adapter.inner.components(), "ResidualStack::backward: the cache");
+      if (n > 0) require_equal(cache.y[n - 1].rows(), links[n].in_features(), "ResidualStack::backward: rows of the cached x");
+      require_ranks(cache.links[n].adapter.ranks, dy.cols(), links[n].adapter.inner.components(), "ResidualStack::backward: the cache");
     }
     require_shapes(*this, "ResidualStack::backward: gradient of", gradients);
-    link(gradients.links);
-    for (std::size_t n = links.size(); n-- > 0;) {
-      const auto d = n + 1 == links.size() ? dy : ConstMatrixRef<S>(gradients.d.view());
-      auto next_d = gradients.next_d.resize(links[n].in_features(), n == 0 ? 0 : dy.cols());
-      links[n].set_backward(cache.x[n].view(), d, cache.links[n], gradients.links[n], n == 0 ? dx : MatrixRef<S>(next_d));
-      std::swap(gradients.d, gradients.next_d);
-    }
+  }
+
+  /// The backward of apply, with the same x: gradients are added to; dy out × n; dx in × n, overwritten.
+  /// Throws ShapeError, with nothing added, if something does not fit or the cache was not filled.
+  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    check_dx(dy, dx);
+    const ConstMatrixRef<S> d = down_to_first(x, dy, cache, gradients);
+    links[0].set_backward(x, d, cache.links[0], gradients.links[0], dx);
+  }
+
+  /// The same, but dx is added to.
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    check_dx(dy, dx);
+    const ConstMatrixRef<S> d = down_to_first(x, dy, cache, gradients);
+    links[0].add_backward(x, d, cache.links[0], gradients.links[0], dx);
+  }
+
+  /// The same without dx.
+  void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    const ConstMatrixRef<S> d = down_to_first(x, dy, cache, gradients);
+    links[0].add_gradients(x, d, cache.links[0], gradients.links[0]);
   }
 
   /// Every link as a plain weight W_n + s · Σ_q B_q A_q, in a stack without adapters; this one stays as it is. Throws std::invalid_argument
@@ -160,6 +150,29 @@ struct ResidualStack {
   }
 
  private:
+  /// What link n reads.
+  static ConstMatrixRef<S> input(ConstMatrixRef<S> x, const Cache& cache, std::size_t n) {
+    return n == 0 ? x : ConstMatrixRef<S>(cache.y[n - 1].view());
+  }
+
+  void check_dx(ConstMatrixRef<S> dy, ConstMatrixRef<S> dx) const {
+    require_equal(dx.rows(), in_features(), "ResidualStack::backward: rows of dx");
+    require_equal(dx.cols(), dy.cols(), "ResidualStack::backward: samples in dx");
+  }
+
+  /// The backward of every link but the first; returns the gradient of what the first one gave.
+  ConstMatrixRef<S> down_to_first(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    check_backward(x, dy, cache, gradients);
+    link(gradients.links);
+    for (std::size_t n = links.size(); n-- > 1;) {
+      const auto d = n + 1 == links.size() ? dy : ConstMatrixRef<S>(gradients.d.view());
+      auto next_d = gradients.next_d.resize(links[n].in_features(), dy.cols());
+      links[n].set_backward(input(x, cache, n), d, cache.links[n], gradients.links[n], next_d);
+      std::swap(gradients.d, gradients.next_d);
+    }
+    return links.size() == 1 ? dy : ConstMatrixRef<S>(gradients.d.view());
+  }
+
   static std::vector<Link> fresh(std::vector<W> bases, const ResidualOptions& options, Rng& rng) {
     std::vector<Link> links;
     for (W& base : bases) links.emplace_back(std::move(base), options, rng);
