@@ -67,7 +67,7 @@ struct Linears {
   };
   struct Cache {
     std::array<Buffer<float>, links> x;
-    std::array<Layer<>::ProjectionCache, links> layers;
+    std::array<Layer<>::Cache, links> layers;
   };
 
   std::array<Layer<>, links> layers;

@@ -28,7 +28,7 @@ struct Block {
     typename LayerNorm<S>::Cache attention_norm, mlp_norm;
     typename Attention::Cache attention;
     dylora::Buffer<S> mlp_input, u;
-    typename Linear::ProjectionCache fc, proj;
+    typename Linear::Cache fc, proj;
   };
 
   /// Buffers that all blocks take turns with.

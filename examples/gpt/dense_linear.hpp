@@ -19,7 +19,7 @@ struct DenseLinear {
     dylora::Matrix<S> W;
     dylora::Vector<S> bias;
   };
-  struct ProjectionCache {};
+  struct Cache {};  // x is the caller's
 
   dylora::Matrix<S> W;  // out × in
   dylora::Vector<S> bias;
@@ -30,33 +30,39 @@ struct DenseLinear {
   Index out_features() const { return W.rows(); }
   Index max_rank() const { return 0; }
 
-  void apply(dylora::ConstMatrixRef<S> x, const dylora::BatchRanks& /*ranks*/, ProjectionCache& /*cache*/, dylora::MatrixRef<S> y) const {
+  void apply(dylora::ConstMatrixRef<S> x, const dylora::BatchRanks& /*ranks*/, Cache& /*cache*/, dylora::MatrixRef<S> y) const {
     dylora::WeightView<S>(W, bias).apply(x, y);
   }
 
-  void set_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const ProjectionCache& /*cache*/, Gradients& gradients,
+  void set_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients,
                     dylora::MatrixRef<S> dx) const {
-    add_gradients(x, dy, gradients);
+    add_gradients(x, dy, cache, gradients);
     dylora::set_product(dx, W.transpose(), dy);
   }
 
   ///     y = W x + bias         dW += dy · xᵀ        dbias += Σ dy        dx += Wᵀ · dy
-  void add_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const ProjectionCache& /*cache*/, Gradients& gradients,
+  void add_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients,
                     dylora::MatrixRef<S> dx) const {
-    add_gradients(x, dy, gradients);
+    add_gradients(x, dy, cache, gradients);
     dylora::add_product(dx, W.transpose(), dy);
+  }
+
+  void add_gradients(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const Cache& /*cache*/, Gradients& gradients) const {
+    dylora::add_product(gradients.W, dy, x.transpose());
+    for (Index i = 0; i < dy.cols(); ++i) gradients.bias += dy.col(i);
+  }
+
+  void check_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const Cache& /*cache*/, const Gradients& gradients) const {
+    dylora::require_equal(x.rows(), in_features(), "DenseLinear::backward: rows of x");
+    dylora::require_equal(dy.rows(), out_features(), "DenseLinear::backward: rows of dy");
+    dylora::require_equal(x.cols(), dy.cols(), "DenseLinear::backward: samples in x");
+    dylora::require_shapes(*this, "DenseLinear::backward: gradient of", gradients);
   }
 
   template <class F, class... T>
   static void zip_parameters(F&& f, T&... t) {
     f(dylora::Parameter{"weight"}, t.W...);
     f(dylora::Parameter{"bias"}, t.bias...);
-  }
-
- private:
-  static void add_gradients(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, Gradients& gradients) {
-    dylora::add_product(gradients.W, dy, x.transpose());
-    for (Index i = 0; i < dy.cols(); ++i) gradients.bias += dy.col(i);
   }
 };
 

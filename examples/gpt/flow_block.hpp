@@ -37,7 +37,7 @@ struct FlowBlock : Block<S, Linear, SelfAttention> {
                Workspace& workspace) const {
     cache.input.assign(x);
     gate.forward(cache.input.view(), ranks, cache.gate);
-    for_each_projection(cache, [&](auto& projection) { projection.weights = &cache.gate.weights; });
+    for_each_projection(cache, [&](auto& projection) { projection.adapter.weights = &cache.gate.weights; });
     Plain::forward(x, sequences, ranks, cache, workspace);
   }
 

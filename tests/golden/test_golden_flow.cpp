@@ -36,13 +36,13 @@ TEMPLATE_TEST_CASE("two projections under one LoRA-Flow gate compute what PyTorc
       {"1", 1}, {"2", 2}, {"3", 3}, {"4", 4}, {"mixed", BatchRanks::per_sample({4, 4, 1, none, none, 3, 3})}};
 
   typename FlowGate<S>::Cache gate_cache;
-  typename Linear<S, GatedAdapters<S>>::ProjectionCache q_cache, v_cache;
+  typename Linear<S, GatedAdapters<S>>::Cache q_cache, v_cache;
   auto gate_gradients = zeros_like(gate);
   auto q_gradients = zeros_like(q), v_gradients = zeros_like(v);
   Buffer<S> d_weights;
   for (const auto& [name, ranks] : cases) {
     gate.forward(h, ranks, gate_cache);
-    q_cache.weights = v_cache.weights = &gate_cache.weights;
+    q_cache.adapter.weights = v_cache.adapter.weights = &gate_cache.weights;
     Matrix<S> y_q(q.out_features(), x.cols()), y_v(v.out_features(), x.cols());
     q.apply(x, ranks, q_cache, y_q);
     v.apply(x, ranks, v_cache, y_v);

@@ -428,6 +428,21 @@ TEMPLATE_LIST_TEST_CASE("a layer overwrites y and dx and adds to gradients", "[l
   });
 }
 
+TEMPLATE_LIST_TEST_CASE("a layer's backward without dx has the same gradients bit for bit", "[laws]", LayersUnderTest) {
+  using L = TestType;
+  if constexpr (requires(const L& layer, typename L::Cache& cache, typename L::Gradients& gradients, Matrix<typename L::Scalar>& dy) {
+                  layer.backward(dy, cache, gradients, no_dx);
+                }) {
+    for_each_layer_case<L>([](const LayerCase<L>& c) {
+      auto cache = fresh_cache<L>();
+      (void)c.layer.forward(c.x, c.rank, cache);
+      auto gradients = zeros_like(c.layer);
+      c.layer.backward(c.dy, cache, gradients, no_dx);
+      CHECK(same_bits(values<L>(gradients), values<L>(run(c).gradients)));
+    });
+  }
+}
+
 TEMPLATE_LIST_TEST_CASE("a layer's cache is overwritten by each forward and read by any number of backward", "[laws]", LayersUnderTest) {
   using L = typename TestType::Type;
   using S = typename L::Scalar;

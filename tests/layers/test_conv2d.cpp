@@ -158,7 +158,7 @@ TEMPLATE_TEST_CASE("a batch that is computed in parts is what its samples are, w
     const auto batch = run(conv, x, dy, {5, 2});
     typename Conv2d<S>::Cache cache;
     (void)conv.forward(x, 5, cache);
-    CHECK(cache.projection.used >= 3 * static_cast<std::size_t>(groups));
+    CHECK(cache.used >= 3 * static_cast<std::size_t>(groups));
     Matrix<double> sum = Matrix<double>::Zero(parameter_count(conv), 1);
     for (Index n = 0; n < 4; ++n) {
       const auto sample = run<Conv2d<S>>(conv, x.col(n), dy.col(n), {5, 2});
@@ -279,7 +279,7 @@ TEST_CASE("as a projection a convolution sets or adds its gradient to the input,
   for (int variant = 0; variant < 4; ++variant) {
     const LayerCase<C> c{variant, true, {3, 1}};
     const auto clean = run(c);
-    C::ProjectionCache cache;
+    C::Cache cache;
     Matrix<double> y = all_nan<double>(c.dy.rows(), c.dy.cols()), set = all_nan<double>(c.x.rows(), c.x.cols());
     const Matrix<double> before = noise<double>(c.x.rows(), c.x.cols(), 9);
     Matrix<double> added = before;
@@ -350,6 +350,23 @@ TEST_CASE("a convolution refuses channels and groups that do not fit and says wh
   CHECK_THROWS_SAYING(Invalid, Conv2d<float>(unfold, {}), "Conv2d: groups", "[1, 2]", "got 0");
 }
 
+TEST_CASE("a convolution whose last group refuses its cache has added nothing") {
+  using C = Conv2d<float>;
+  C conv = large<float>(2);
+  const Matrix<float> x = noise<float>(conv.in_features(), 1, 1), dy = noise<float>(conv.out_features(), 1, 2);
+  C::Cache cache;
+  (void)conv.forward(x, 5, cache);
+  truncate(conv.groups.back().adapter, 3);
+  auto gradients = zeros_like(conv);
+  const Matrix<float> before = noise<float>(conv.in_features(), 1, 3);
+  Matrix<float> dx = before;
+  CHECK_THROWS_AS(conv.set_backward(x, dy, cache, gradients, dx), std::invalid_argument);
+  CHECK_THROWS_AS(conv.add_backward(x, dy, cache, gradients, dx), std::invalid_argument);
+  CHECK_THROWS_AS(conv.backward(dy, cache, gradients, no_dx), std::invalid_argument);
+  CHECK(values<C>(gradients).isZero(0));
+  CHECK(same_bits(dx, before));
+}
+
 TEST_CASE("a backward refuses a cache that was filled before the geometry changed") {
   using C = Conv2d<float>;
   C conv = large<float>(1);
@@ -361,7 +378,7 @@ TEST_CASE("a backward refuses a cache that was filled before the geometry change
   CHECK_THROWS_SAYING(ShapeError, conv.backward(Matrix<float>(conv.out_features(), 1), cache, gradients), "Conv2d::backward", "rows of x");
   const Matrix<float> other = noise<float>(conv.in_features(), 1, 1);
   Matrix<float> dx(conv.in_features(), 1);
-  CHECK_THROWS_SAYING(ShapeError, conv.set_backward(other, Matrix<float>(conv.out_features(), 1), cache.projection, gradients, dx), "parts",
+  CHECK_THROWS_SAYING(ShapeError, conv.set_backward(other, Matrix<float>(conv.out_features(), 1), cache, gradients, dx), "parts",
                       "expected", "got");
   CHECK(values<C>(gradients).isZero(0));
 }

@@ -67,7 +67,7 @@ Vector<double> prefixes(const T& trained, const std::vector<Index>& ranks) {
 struct AtMost : L {
   Index cut;
 
-  void apply(ConstMatrixRef<double> x, const BatchRanks& ranks, ProjectionCache& cache, MatrixRef<double> y) const {
+  void apply(ConstMatrixRef<double> x, const BatchRanks& ranks, Cache& cache, MatrixRef<double> y) const {
     L::apply(x, ranks.at_most(cut), cache, y);
   }
 };

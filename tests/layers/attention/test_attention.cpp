@@ -396,6 +396,19 @@ TEST_CASE("a cache of an attention of other shapes is refused and nothing is add
   CHECK(gradients.o.adapter.B.isZero(0));
 }
 
+TEST_CASE("an attention whose last projection refuses its cache has added nothing") {
+  auto attention = attention_of<float>(12, {.heads = 4});
+  const Matrix<float> x = noise<float>(5, 9, 1), before = noise<float>(5, 9, 3);
+  typename Attention<float>::Cache cache;
+  const Matrix<float> dy = attention.forward(x, 2, cache);
+  truncate(attention.v, 1);
+  auto gradients = zeros_like(attention);
+  Matrix<float> dx = before;
+  CHECK_THROWS_AS(attention.backward(dy, cache, gradients, dx), std::invalid_argument);
+  CHECK(values<Attention<float>>(gradients).isZero(0));
+  CHECK(same_bits(dx, before));
+}
+
 TEST_CASE("generation refuses what does not fit and leaves the past as it was") {
   const auto attention = attention_of<float>(12, {.heads = 4});
   KeyValueCache<float> past, foreign;

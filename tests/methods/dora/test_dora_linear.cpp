@@ -434,7 +434,7 @@ TEST_CASE("a projection adds to dx what it would set it to") {
   for (const bool dropping : {false, true}) {
     for (const NormGradient norm_gradient : {NormGradient::detached, NormGradient::exact}) {
       layer.norm_gradient = norm_gradient;
-      Shared<double>::ProjectionCache cache;
+      Shared<double>::Cache cache;
       if (dropping) cache.rng = Rng(77);
       Matrix<double> y(6, 4), set = all_nan<double>(7, 4), added = before;
       layer.apply(x, BatchRanks::per_sample({3, 3, RankSlice::none(), {5, 4}}), cache, y);

@@ -9,6 +9,7 @@
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/layers/attention/attention.hpp"
 #include "dylora/layers/layer.hpp"
 #include "dylora/layers/linear.hpp"
 #include "dylora/methods/lora_flow/gate.hpp"
@@ -190,8 +191,8 @@ TEMPLATE_TEST_CASE("a linear layer runs gated adapters along with its base and h
   const Buffer<S> used = buffer_of(weights);
   for (const BatchRanks& ranks : {BatchRanks(3), BatchRanks::per_sample({5, 5, RankSlice::none(), 1, 1, 2})}) {
     Buffer<S> d_weights = buffer_of<S>(Matrix<S>::Zero(3, samples));
-    typename Layer::ProjectionCache cache;
-    cache.weights = &used;
+    typename Layer::Cache cache;
+    cache.adapter.weights = &used;
     auto gradients = zeros_like(layer);
     gradients.adapter.d_weights = &d_weights;
     Matrix<S> y(out, samples), dx(in, samples);
@@ -202,9 +203,15 @@ TEMPLATE_TEST_CASE("a linear layer runs gated adapters along with its base and h
     CHECK(gap(in_double(dx), in_double<S>(W.transpose() * dy + apart.dx)) < rounding<S>);
     CHECK(same_bits(Matrix<S>(d_weights.view()), apart.d_weights));
   }
-  // At no rank nobody asks for weights; at others a forward without a cache has none to give.
-  CHECK_THROWS_SAYING(std::invalid_argument, layer.forward(x, 1), "GatedAdapters::add_forward: weights", "got none");
-  CHECK(same_bits(layer.forward(x, RankSlice::none()), FrozenLinear<S>(DenseWeight<S>(W)).forward(x, RankSlice::none())));
+  // A forward without a cache would have no weights to give, so there is none. At no rank nobody asks for weights.
+  STATIC_REQUIRE_FALSE(dylora::Layer<Layer>);
+  STATIC_REQUIRE_FALSE(SelfContainedLayer<Layer>);
+  STATIC_REQUIRE_FALSE(dylora::Layer<Attention<S, Layer>>);
+  typename Layer::Cache cache;
+  Matrix<S> y(out, samples);
+  CHECK_THROWS_SAYING(std::invalid_argument, layer.apply(x, 1, cache, y), "GatedAdapters::add_forward: weights", "got none");
+  layer.apply(x, RankSlice::none(), cache, y);
+  CHECK(same_bits(y, FrozenLinear<S>(DenseWeight<S>(W)).forward(x, RankSlice::none())));
 }
 
 TEST_CASE("oracle of LoRA-Flow: training leaves the base and the adapters as they were and has no gradient for them") {
@@ -215,7 +222,7 @@ TEST_CASE("oracle of LoRA-Flow: training leaves the base and the adapters as the
   FlowGate<double> gate(in, {.adapters = 3});
   const FlowGate<double> fresh = gate;
   FlowGate<double>::Cache gate_cache;
-  Layer::ProjectionCache cache;
+  Layer::Cache cache;
   auto gate_gradients = zeros_like(gate);
   auto gradients = zeros_like(layer);
   Buffer<double> d_weights;
@@ -226,7 +233,7 @@ TEST_CASE("oracle of LoRA-Flow: training leaves the base and the adapters as the
     Matrix<double> y(out, samples), dx(in, samples);
     set_zero(gate, gate_gradients);
     gate.forward(x, 4, gate_cache);
-    cache.weights = &gate_cache.weights;
+    cache.adapter.weights = &gate_cache.weights;
     layer.apply(x, 4, cache, y);
     d_weights.resize(3, samples).setZero();
     gradients.adapter.d_weights = &d_weights;

@@ -44,7 +44,7 @@ struct TanhChain {
   };
   struct Cache {
     std::vector<Matrix<S>> x;  // and the output
-    std::vector<typename Link::ProjectionCache> links;
+    std::vector<typename Link::Cache> links;
   };
 
   std::vector<Link> links;

@@ -13,7 +13,7 @@ namespace dylora::test {
 /// The links' outputs for these inputs.
 template <class Link>
 std::vector<Matrix<double>> outputs(const std::vector<Link>& links, const std::vector<Matrix<double>>& x, Index rank) {
-  std::vector<typename Link::ProjectionCache> caches(links.size());
+  std::vector<typename Link::Cache> caches(links.size());
   link(links, caches);
   std::vector<Matrix<double>> y;
   for (std::size_t n = 0; n < links.size(); ++n) {
