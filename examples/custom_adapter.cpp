@@ -7,63 +7,69 @@
 using namespace dylora;
 
 /// Δ_b(x) = B_b · diag(g_b) · A_b · x over a frozen random basis A, B: only the gains g are trained, one per rank component.
-template <class S>
-struct RandomBasis {
-  using Scalar = S;
+struct RandomBasis : Factored<RandomBasis, double> {
+  static constexpr std::string_view name = "RandomBasis";
+  using Scalar = double;
   struct Gradients {
-    Gradient<Vector<S>> gain;
+    Gradient<Vector<double>> gain;
+    Matrix<double> dh;  // Bᵀ dy
   };
   struct Cache {
     BatchRanks ranks = RankSlice::none();
-    Matrix<S> h;  // A_b x, b the rank of each column
+    Index samples = 0;
+    Matrix<double> h;  // A x
   };
 
-  Matrix<S> A, B;
-  Vector<S> gain;
-
-  RandomBasis(Index in, Index out, Index rank, Rng& rng)
-      : A(random_uniform<S>(rank, in, 1, rng)), B(random_uniform<S>(out, rank, 1, rng)), gain(Vector<S>::Zero(rank)) {}
+  RowMatrix<double> A;
+  Matrix<double> B;
+  Vector<double> gain;
 
   Index in_features() const { return A.cols(); }
   Index out_features() const { return B.rows(); }
   Index max_rank() const { return A.rows(); }
+  Index components() const { return gain.size(); }  // fewer than max_rank if they were cut
 
-  // A batch may hold columns of several ranks: each run of them is computed by itself.
-  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    require_ranks(ranks, x.cols(), max_rank(), "RandomBasis::add_forward");
-    cache.ranks = ranks.at_most(gain.size());  // fewer gains than max_rank if they were cut
-    cache.h.resize(max_rank(), x.cols());
-    cache.ranks.for_each_run(x.cols(), [&](Index begin, Index n, RankSlice rank) {
-      const Index b = rank.active;
-      auto h = cache.h.block(0, begin, b, n);
-      set_product(h, A.topRows(b), x.middleCols(begin, n));
-      const Matrix<S> scaled = B.leftCols(b) * gain.head(b).asDiagonal();
-      add_product(y.middleCols(begin, n), scaled, h);
+  void prepare_forward(ConstMatrixRef<double> x, const BatchRanks& ranks, Cache& cache) const {
+    check_forward(x, ranks);
+    cache.ranks = ranks.at_most(components());
+    cache.samples = x.cols();
+    cache.h = A.topRows(cache.ranks.highest()) * x;
+  }
+
+  // A batch may hold columns of several ranks: each run of them has a term of its own.
+  void for_each_forward_term(const Cache& cache, auto&& f) const {
+    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
+      const Matrix<double> gh = gain.head(rank.active).asDiagonal() * cache.h.block(0, begin, rank.active, n);
+      f(begin, n, LowRankTerm<double>{B.leftCols(rank.active), gh});
     });
   }
 
-  void add_backward(ConstMatrixRef<S> /*x*/, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    cache.ranks.for_each_run(dy.cols(), [&](Index begin, Index n, RankSlice rank) {
-      const Index b = rank.active, t = rank.trainable_from;
-      Matrix<S> dh(b, n);
-      set_product(dh, B.leftCols(b).transpose(), dy.middleCols(begin, n));
-      for (Index i = t; i < b; ++i) gradients.gain[i] += dh.row(i).dot(cache.h.row(i).segment(begin, n));
+  void prepare_backward(ConstMatrixRef<double> x, ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients) const {
+    check_backward(x, dy, cache, gradients);
+    gradients.dh = B.leftCols(cache.ranks.highest()).transpose() * dy;
+    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
+      for (Index i = rank.trainable_from; i < rank.active; ++i)
+        gradients.gain[i] += gradients.dh.row(i).segment(begin, n).dot(cache.h.row(i).segment(begin, n));
       gradients.gain.components.insert(rank);
-      dh.array().colwise() *= gain.head(b).array();
-      add_product(dx.middleCols(begin, n), A.topRows(b).transpose(), dh);
     });
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    f(Parameter{"gain", RankAxis::rows}, t.gain...);
+  void for_each_backward_term(const Cache& cache, const Gradients& gradients, auto&& f) const {
+    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
+      const Matrix<double> gdh = gain.head(rank.active).asDiagonal() * gradients.dh.block(0, begin, rank.active, n);
+      f(begin, n, LowRankTerm<double>{A.topRows(rank.active).transpose(), gdh});
+    });
   }
+
+  static void zip_parameters(auto&& f, auto&... t) { f(Parameter{"gain", RankAxis::rows}, t.gain...); }
 };
 
 int main() {
   Rng rng(7);
-  RandomBasis<double> adapter(12, 10, 6, rng);
-  adapter.gain.setLinSpaced(6, 0.5, 1.5);
+  const RandomBasis adapter{{},
+                            random_uniform<double, RowMatrix<double>>(6, 12, 1, rng),
+                            random_uniform<double>(10, 6, 1, rng),
+                            Vector<double>::LinSpaced(6, 0.5, 1.5)};
 
   // Certified at every rank, nested and frozen, by the library's own check.
   for (Index b = 1; b <= 6; ++b) {
@@ -79,9 +85,9 @@ int main() {
 
   // And trained like any other, here as the adapter of a Linear.
   const Matrix<double> W = random_uniform<double>(10, 12, 0.5, rng), x = random_uniform<double>(12, 256, 1, rng);
-  Linear<double, RandomBasis<double>> layer(W, RandomBasis<double>(12, 10, 6, rng));
+  Linear<double, RandomBasis> layer(W, adapter);
   const Matrix<double> target = W * x + layer.adapter.B * layer.adapter.A * x;  // reached by gains of 1
-  Linear<double, RandomBasis<double>>::Cache cache;
+  Linear<double, RandomBasis>::Cache cache;
   auto gradients = zeros_like(layer);
   AdamW optimizer(layer, {.lr = 2e-2});
   for (int step = 0; step < 500; ++step) {

@@ -3,8 +3,10 @@
 
 /// DyLoRA: everything that training, evaluating and cutting an adapter at every rank needs.
 #include "dylora/adapters/adapter.hpp"
+#include "dylora/adapters/decorator.hpp"
 #include "dylora/adapters/dropout.hpp"
 #include "dylora/adapters/dropout_mask.hpp"
+#include "dylora/adapters/factored.hpp"
 #include "dylora/adapters/factors.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/adapters/none.hpp"

@@ -287,6 +287,26 @@ TEST_CASE("a stack refuses slices that do not make up its weight") {
                       "Stacked: in_features of a slice", "expected 9", "got 8");
 }
 
+TEST_CASE("a stack asks all its slices before it adds anything") {
+  using Stack = Stacked<LowRank<float>>;
+  const Stack stack = stack_of<float>({5, 4, 3});
+  const Matrix<float> x = noise<float>(in, 4, 1), dy = noise<float>(21, 4, 2);
+  Matrix<float> y = Matrix<float>::Zero(21, 4), dx = noise<float>(in, 4, 3);
+  Stack::Cache cache, of_lower_rank;
+  stack.add_forward(x, 3, cache, y);
+  stack.add_forward(x, 2, of_lower_rank, y);
+  cache.slices[1].h = of_lower_rank.slices[1].h;  // the first slice fits, the second does not
+  auto gradients = zeros_like(stack);
+  randomize<Stack>(gradients, 4);
+  const auto gradients_before = values<Stack>(gradients);
+  const Matrix<float> dx_before = dx;
+  CHECK_THROWS_SAYING(ShapeError, stack.check_backward(x, dy, cache, gradients), "LowRank::add_backward", "cached h", "expected 3", "got 2");
+  CHECK_THROWS_SAYING(ShapeError, stack.add_backward(x, dy, cache, gradients, dx), "LowRank::add_backward", "cached h", "expected 3",
+                      "got 2");
+  CHECK(same_bits(values<Stack>(gradients), gradients_before));
+  CHECK(same_bits(dx, dx_before));
+}
+
 TEST_CASE("a stack refuses caches and gradients of another number of slices and adds nothing") {
   const Stacked<LowRank<float>> three = stack_of<float>({5, 2, 3});
   const Stacked<LowRank<float>> two(

@@ -5,13 +5,12 @@
 #include <utility>
 
 #include "dylora/adapters/adapter.hpp"
+#include "dylora/adapters/decorator.hpp"
 #include "dylora/adapters/dropout_mask.hpp"
-#include "dylora/adapters/factors.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/random.hpp"
-#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
 #include "dylora/linalg/buffer.hpp"
 
@@ -33,7 +32,7 @@ struct DropoutOptions {
 /// inference, drops nothing. p is rounded to a multiple of 2⁻¹⁶.
 template <class Inner>
   requires Adapter<Inner>
-struct Dropout {
+struct Dropout : Decorator<Dropout<Inner>, Inner> {
   using Scalar = typename Inner::Scalar;
   using S = Scalar;
   using Options = DropoutOptions<typename Inner::Options>;
@@ -60,10 +59,6 @@ struct Dropout {
   Dropout(Index in_features, Index out_features, Options options, Rng& rng)
       : Dropout(Inner(in_features, out_features, options.adapter, rng), options.probability) {}
 
-  Index in_features() const { return inner.in_features(); }
-  Index out_features() const { return inner.out_features(); }
-  Index max_rank() const { return inner.max_rank(); }
-
   /// y += Δ(M ∘ x). As the inner adapter's, with a pass over x for the mask, four elements of which cost one random word.
   void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     cache.dropped = cache.rng && cache.mask.draw(x, probability, *cache.rng);
@@ -83,27 +78,9 @@ struct Dropout {
     cache.mask.add_backward(dropped_dx, dx);
   }
 
-  Matrix<S> delta(RankSlice rank) const
-    requires MergeableAdapter<Inner>
-  {
-    return inner.delta(rank);
-  }
-
-  // As the inner adapter's: what is dropped is a matter of training.
-  Index components() const
-    requires PortableAdapter<Inner>
-  {
-    return inner.components();
-  }
-  LowRankFactors<S> factors(Index rank) const
-    requires PortableAdapter<Inner>
-  {
-    return inner.factors(rank);
-  }
-  void set_factors(LowRankFactors<S> factors)
-    requires PortableAdapter<Inner>
-  {
-    inner.set_factors(std::move(factors));
+  /// Throws as the inner adapter's, for x as it was dropped.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    inner.check_backward(cache.dropped ? ConstMatrixRef<S>(cache.mask.x()) : x, dy, cache.inner, gradients.inner);
   }
 
   template <class F, class... T>

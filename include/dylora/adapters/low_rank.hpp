@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "dylora/adapters/factored.hpp"
 #include "dylora/adapters/factors.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
@@ -41,7 +42,8 @@ struct LowRankOptions {
 /// active ones are neither read nor written. An adapter cut to its first b components still accepts every rank up to max_rank, and computes
 /// at those above b what it did at b.
 template <std::floating_point S>
-struct LowRank {
+struct LowRank : Factored<LowRank<S>, S> {
+  static constexpr std::string_view name = "LowRank";
   using Scalar = S;
   using Options = LowRankOptions;
 
@@ -84,42 +86,11 @@ struct LowRank {
   Index components() const { return A.rows(); }  ///< max_rank, or fewer once cut (ranks/truncate.hpp)
   S scale(Index rank) const { return static_cast<S>(options.scale(options.alpha, rank, options.max_rank)); }
 
-  /// y += s(b) · B_b · A_b · x, where b is the rank of each column.
-  ///
-  /// x in × n, keep it until add_backward; y out × n, added to; cache overwritten.
-  /// Throws ShapeError if x or y do not fit, std::invalid_argument if b > max_rank. Costs 2·b·n·(in + out) flops; but for a list of
-  /// ranks, allocates only when the cache grows.
-  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    require_equal(y.rows(), out_features(), "LowRank::add_forward: rows of y");
-    require_equal(y.cols(), x.cols(), "LowRank::add_forward: samples in y");
-    prepare_forward(x, ranks, cache);
-    for_each_forward_term(cache, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(y.middleCols(begin, n), term.left, term.right, term.scale);
-    });
-  }
-
-  /// The vector-Jacobian product of add_forward at the cached ranks, run after run. With s = s(b), h = A_b x and the slice [t, b) trained:
-  ///
-  ///     y = s B_b h         dB[:, t:b] += s · dy · h[t:b]ᵀ      dh = s · B_bᵀ · dy
-  ///     h = A_b x           dA[t:b, :] += dh[t:b] · xᵀ          dx += A_bᵀ · dh
-  ///
-  /// x and dy as in add_forward; gradients and dx (in × n) are added to. The frozen prefix [0, t) still passes gradient to x.
-  /// Throws ShapeError if something does not fit or the cache was not filled. Costs 4·b·n·(in + out) flops at t = 0.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    check_backward(x, dy, cache, gradients);
-    require_equal(dx.rows(), in_features(), "LowRank::add_backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "LowRank::add_backward: samples in dx");
-    prepare_backward(x, dy, cache, gradients);
-    for_each_backward_term(cache, gradients, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(dx.middleCols(begin, n), term.left, term.right, term.scale);
-    });
-  }
-
-  /// add_forward but for its last product: h = A_b x, into the cache (overwritten). Throws as it does. Costs 2·b·n·in flops.
+  /// y += s(b) · B_b · h, where b is the rank of each column: h = A_b x, into the cache (overwritten). Costs 2·b·n·in flops, and the term
+  /// 2·b·n·out; but for a list of ranks, allocates only when the cache grows.
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
     check_factors();
-    require_ranks(ranks, x.cols(), max_rank(), "LowRank::add_forward");
-    require_equal(x.rows(), in_features(), "LowRank::add_forward: rows of x");
+    this->check_forward(x, ranks);
     cache.ranks = ranks.at_most(components());
     cache.samples = x.cols();
     auto h = cache.h.resize(cache.ranks.highest(), x.cols());
@@ -129,8 +100,6 @@ struct LowRank {
     });
   }
 
-  /// Calls f(begin, n, s · B_b · h) for each run of n columns of a cache that prepare_forward has filled: y[:, begin : begin + n] is to have
-  /// the term (out × n) added. The term refers to this adapter and the cache.
   template <class F>
   void for_each_forward_term(const Cache& cache, F&& f) const {
     const auto h = cache.h.view();
@@ -140,8 +109,20 @@ struct LowRank {
     });
   }
 
-  /// add_backward but for its last product: dA and dB are added to, dh is kept beside them. Throws as it does, with nothing added. Costs
-  /// 2·b·n·(in + 2·out) flops at t = 0.
+  /// Throws as Factored's, and ShapeError if A and B disagree about the rank or the cache is of another.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    this->check_call(x, dy, cache, gradients, components());
+    check_factors();
+    require_equal(cache.h.rows(), cache.ranks.highest(), "LowRank::add_backward: rank of the cached h");
+  }
+
+  /// With s = s(b), h = A_b x and the slice [t, b) trained:
+  ///
+  ///     y = s B_b h         dB[:, t:b] += s · dy · h[t:b]ᵀ      dh = s · B_bᵀ · dy
+  ///     h = A_b x           dA[t:b, :] += dh[t:b] · xᵀ          dx += A_bᵀ · dh
+  ///
+  /// dh is kept beside the gradients. The frozen prefix [0, t) still passes gradient to x. Costs 2·b·n·(in + 2·out) flops at t = 0, and the
+  /// term 2·b·n·in.
   void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
     check_backward(x, dy, cache, gradients);
     const BatchRanks& ranks = cache.ranks;
@@ -162,8 +143,6 @@ struct LowRank {
     });
   }
 
-  /// Calls f(begin, n, A_bᵀ · dh) for each run of n columns, after prepare_backward with this cache and these gradients: dx[:, begin : begin + n]
-  /// is to have the term (in × n) added. The term refers to this adapter and the gradients.
   template <class F>
   void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const {
     const auto dh = gradients.dh.view();
@@ -213,19 +192,6 @@ struct LowRank {
   void check_factors() const {
     require_equal(B.cols(), A.rows(), "LowRank: columns of B (rank) against rows of A");
     require_in_range(A.rows(), 0, options.max_rank, "LowRank: components, against options.max_rank");
-  }
-
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
-    require_equal(dy.rows(), out_features(), "LowRank::add_backward: rows of dy");
-    require_equal(dy.cols(), cache.samples, "LowRank::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
-    require_equal(x.rows(), in_features(), "LowRank::add_backward: rows of x");
-    require_equal(x.cols(), dy.cols(), "LowRank::add_backward: samples in x");
-    detail::require_gradient(gradients.A, A, RankAxis::rows, "LowRank::add_backward: gradient of", "lora_A");
-    detail::require_gradient(gradients.B, B, RankAxis::cols, "LowRank::add_backward: gradient of", "lora_B");
-    check_factors();
-    require_ranks(cache.ranks, dy.cols(), components(), "LowRank::add_backward: the cache");
-    require_in_range(cache.ranks.highest(), 0, components(), "LowRank::add_backward: rank of the cache");  // cut to nothing since
-    require_equal(cache.h.rows(), cache.ranks.highest(), "LowRank::add_backward: rank of the cached h");
   }
 
   void require_alpha() const {

@@ -30,17 +30,22 @@ struct NoAdapter {
   Index out_features() const { return out_features_; }
   Index max_rank() const { return 0; }
 
-  void add_forward(ConstMatrixRef<S> /*x*/, const BatchRanks& /*ranks*/, Cache& /*cache*/, MatrixRef<S> /*y*/) const {}
-  void add_backward(ConstMatrixRef<S> /*x*/, ConstMatrixRef<S> /*dy*/, const Cache& /*cache*/, Gradients& /*gradients*/,
-                    MatrixRef<S> /*dx*/) const {}
+  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> /*y*/) const { prepare_forward(x, ranks, cache); }
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> /*dx*/) const {
+    check_backward(x, dy, cache, gradients);
+  }
+  /// Throws ShapeError unless the cache was filled with as many samples.
+  void check_backward(ConstMatrixRef<S> /*x*/, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& /*gradients*/) const {
+    require_equal(dy.cols(), cache.samples, "NoAdapter::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
+  }
 
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& /*ranks*/, Cache& cache) const { cache.samples = x.cols(); }
   template <class F>
   void for_each_forward_term(const Cache& cache, F&& f) const {
     f(Index{0}, cache.samples, LowRankTerm<S>::none(out_features_, cache.samples));
   }
-  void prepare_backward(ConstMatrixRef<S> /*x*/, ConstMatrixRef<S> dy, const Cache& cache, Gradients& /*gradients*/) const {
-    require_equal(dy.cols(), cache.samples, "NoAdapter::prepare_backward: samples in dy, against the cache (was it filled?)");
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    check_backward(x, dy, cache, gradients);
   }
   template <class F>
   void for_each_backward_term(const Cache& cache, const Gradients& /*gradients*/, F&& f) const {

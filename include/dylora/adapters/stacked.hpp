@@ -43,6 +43,7 @@ struct Stacked {
   using Scalar = typename Inner::Scalar;
   using S = Scalar;
   using Options = StackedOptions<typename Inner::Options>;
+  static constexpr bool needs_linked_cache = !SelfContained<Inner>;
 
   struct Gradients {
     std::vector<typename Inner::Gradients> slices;
@@ -90,19 +91,27 @@ struct Stacked {
     cache.samples = x.cols();
   }
 
-  /// The vector-Jacobian product of add_forward at the cached ranks: each slice's, from its rows of dy. Throws ShapeError if something does
-  /// not fit or the cache was not filled.
+  /// The vector-Jacobian product of add_forward at the cached ranks: each slice's, from its rows of dy. Throws ShapeError, with nothing
+  /// added, if something does not fit or the cache was not filled.
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    check_backward(x, dy, cache, gradients);
+    require_equal(dx.rows(), in_features(), "Stacked::add_backward: rows of dx");
+    require_equal(dx.cols(), dy.cols(), "Stacked::add_backward: samples in dx");
+    for_each_slice([&](std::size_t i, Index begin, Index rows) {
+      slices[i].add_backward(x, dy.middleRows(begin, rows), cache.slices[i], gradients.slices[i], dx);
+    });
+  }
+
+  /// Asks every slice.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
     require_equal(dy.rows(), out_features(), "Stacked::add_backward: rows of dy");
     require_equal(dy.cols(), cache.samples, "Stacked::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
     require_equal(static_cast<Index>(cache.slices.size()), static_cast<Index>(slices.size()), "Stacked::add_backward: slices in the cache");
     require_equal(x.rows(), in_features(), "Stacked::add_backward: rows of x");
     require_equal(x.cols(), dy.cols(), "Stacked::add_backward: samples in x");
-    require_equal(dx.rows(), in_features(), "Stacked::add_backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "Stacked::add_backward: samples in dx");
     require_shapes(*this, "Stacked::add_backward: gradient of", gradients);
     for_each_slice([&](std::size_t i, Index begin, Index rows) {
-      slices[i].add_backward(x, dy.middleRows(begin, rows), cache.slices[i], gradients.slices[i], dx);
+      slices[i].check_backward(x, dy.middleRows(begin, rows), cache.slices[i], gradients.slices[i]);
     });
   }
 

@@ -5,8 +5,10 @@
 #include <cmath>
 #include <concepts>
 #include <limits>
+#include <string_view>
 #include <utility>
 
+#include "dylora/adapters/factored.hpp"
 #include "dylora/adapters/factors.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
@@ -45,7 +47,8 @@ struct MultiLoraOptions {
 /// module j is a block of columns of A and of rows of B; and in memory the first b components are one product of rank b · modules, which is
 /// how they are computed. The gains take part at every rank, and learn also where few components do. With c = B = 0 nothing ever learns.
 template <std::floating_point S>
-struct MultiLora {
+struct MultiLora : Factored<MultiLora<S>, S> {
+  static constexpr std::string_view name = "MultiLora";
   using Scalar = S;
   using Options = MultiLoraOptions;
 
@@ -99,41 +102,11 @@ struct MultiLora {
   Index components() const { return A.rows(); }  ///< of each module: max_rank, or fewer once cut (ranks/truncate.hpp)
   S scale(Index rank) const { return static_cast<S>(options.scale(options.alpha, rank, options.max_rank)); }
 
-  /// y += Δ_b(x), where b is the rank of each column.
-  ///
-  /// x in × n, keep it until add_backward; y out × n, added to; cache overwritten. Throws ShapeError if x or y do not fit,
-  /// std::invalid_argument if b > max_rank. Costs 2·b·modules·n·(in + out) flops.
-  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    require_equal(y.rows(), out_features(), "MultiLora::add_forward: rows of y");
-    require_equal(y.cols(), x.cols(), "MultiLora::add_forward: samples in y");
-    prepare_forward(x, ranks, cache);
-    for_each_forward_term(cache, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(y.middleCols(begin, n), term.left, term.right, term.scale);
-    });
-  }
-
-  /// The vector-Jacobian product of add_forward at the cached ranks, run after run, with s = s(b), M = s · dy · hᵀ and the slice [t, b) trained:
-  ///
-  ///     y = s (C∘B) h       dB[:, t:b] += (C∘M)[:, t:b]       dc_j += Σ_i B_j[:, i] ∘ M_j[:, i], i < b       dh = s · (C∘B)ᵀ · dy
-  ///     h = A_b x           dA[t:b, :] += dh[t:b] · xᵀ        dx += A_bᵀ · dh
-  ///
-  /// where C∘B is B with module j times c_j, and a scalar c_j gets the sum of that. x and dy as in add_forward; gradients and dx (in × n) are
-  /// added to. Throws ShapeError if something does not fit or the cache was not filled. Costs 4·b·modules·n·(in + out) flops at t = 0.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    check_backward(x, dy, cache, gradients);
-    require_equal(dx.rows(), in_features(), "MultiLora::add_backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "MultiLora::add_backward: samples in dx");
-    prepare_backward(x, dy, cache, gradients);
-    for_each_backward_term(cache, gradients, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(dx.middleCols(begin, n), term.left, term.right, term.scale);
-    });
-  }
-
-  /// The first part of add_forward, as LowRank's: h = A_b x and C∘B, into the cache (overwritten).
+  /// y += s(b) · (C∘B)_b · h, where b is the rank of each column: h = A_b x and C∘B, into the cache (overwritten). Costs 2·b·modules·n·in flops,
+  /// and the term as many for out.
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
     check_parameters();
-    require_ranks(ranks, x.cols(), max_rank(), "MultiLora::add_forward");
-    require_equal(x.rows(), in_features(), "MultiLora::add_forward: rows of x");
+    this->check_forward(x, ranks);
     cache.ranks = ranks.at_most(components());
     cache.samples = x.cols();
     const auto used_B = B_of(cache.ranks.highest());
@@ -145,7 +118,6 @@ struct MultiLora {
     });
   }
 
-  /// Calls f(begin, n, s · (C∘B) · h) for each run of n columns. The term refers to the cache.
   template <class F>
   void for_each_forward_term(const Cache& cache, F&& f) const {
     const auto h = cache.h.view(), scaled_B = cache.scaled_B.view();
@@ -155,7 +127,21 @@ struct MultiLora {
     });
   }
 
-  /// dA, dB and dc are added to, dh is kept beside them. Throws as add_backward does, with nothing added.
+  /// Throws as Factored's, and ShapeError if the factors and the gain disagree or the cache is of other sizes.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    check_parameters();
+    this->check_call(x, dy, cache, gradients, components());
+    require_equal(cache.h.rows(), columns(cache.ranks.highest()), "MultiLora::add_backward: rank of the cached h");
+    require_equal(cache.scaled_B.rows(), out_features(), "MultiLora::add_backward: out_features of the cached B");
+  }
+
+  /// With s = s(b), M = s · dy · hᵀ and the slice [t, b) trained:
+  ///
+  ///     y = s (C∘B) h       dB[:, t:b] += (C∘M)[:, t:b]       dc_j += Σ_i B_j[:, i] ∘ M_j[:, i], i < b       dh = s · (C∘B)ᵀ · dy
+  ///     h = A_b x           dA[t:b, :] += dh[t:b] · xᵀ        dx += A_bᵀ · dh
+  ///
+  /// where C∘B is B with module j times c_j, and a scalar c_j gets the sum of that. dh is kept beside the gradients. Costs
+  /// 2·b·modules·n·(in + 2·out) flops at t = 0, and the term 2·b·modules·n·in.
   void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
     check_backward(x, dy, cache, gradients);
     const auto h = cache.h.view(), scaled_B = cache.scaled_B.view();
@@ -180,22 +166,12 @@ struct MultiLora {
     });
   }
 
-  /// Calls f(begin, n, A_bᵀ · dh) for each run of n columns. The term refers to this adapter and the gradients.
   template <class F>
   void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const {
     const auto dh = gradients.dh.view();
     cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
       f(begin, n, LowRankTerm<S>{A_of(rank.active).transpose(), dh.block(0, begin, columns(rank.active), n)});
     });
-  }
-
-  /// Δ_b as a matrix, out × in.
-  Matrix<S> delta(RankSlice rank) const {
-    require_ranks(rank, in_features(), max_rank(), "MultiLora::delta");
-    const LowRankFactors<S> product = factors(std::min(rank.active, max_rank()));
-    Matrix<S> result(out_features(), in_features());
-    set_product(result, product.B, product.A, static_cast<S>(product.scale));
-    return result;
   }
 
   /// One product of rank b · modules, the gains multiplied into its B: of the first b components, or of all there are if b is more.
@@ -273,19 +249,6 @@ struct MultiLora {
     require_equal(B.rows(), n * out_features(), "MultiLora: rows of B, out_features for each module");
     require_equal(gain.cols(), options.max_rank > 0 ? n : 0, "MultiLora: columns of the gain (modules)");
     require_equal(gain.rows(), options.gain == GainShape::scalar ? 1 : out_features(), "MultiLora: rows of the gain");
-  }
-
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
-    check_parameters();
-    require_equal(dy.rows(), out_features(), "MultiLora::add_backward: rows of dy");
-    require_equal(dy.cols(), cache.samples, "MultiLora::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
-    require_equal(x.rows(), in_features(), "MultiLora::add_backward: rows of x");
-    require_equal(x.cols(), dy.cols(), "MultiLora::add_backward: samples in x");
-    require_shapes(*this, "MultiLora::add_backward: gradient of", gradients);
-    require_ranks(cache.ranks, dy.cols(), components(), "MultiLora::add_backward: the cache");
-    require_in_range(cache.ranks.highest(), 0, components(), "MultiLora::add_backward: rank of the cache");  // cut to nothing since
-    require_equal(cache.h.rows(), columns(cache.ranks.highest()), "MultiLora::add_backward: rank of the cached h");
-    require_equal(cache.scaled_B.rows(), out_features(), "MultiLora::add_backward: out_features of the cached B");
   }
 
   void require_options() const {

@@ -44,6 +44,7 @@ struct Chain {
   using Scalar = typename Inner::Scalar;
   using S = Scalar;
   using Options = typename Inner::Options;
+  static constexpr bool needs_linked_cache = !SelfContained<Inner>;
 
   struct Gradients {
     typename Inner::Gradients last;
@@ -118,23 +119,34 @@ struct Chain {
   /// The vector-Jacobian product of add_forward at the cached ranks: dx += every link's, gradients += those of the last. Throws ShapeError,
   /// with nothing added, if something does not fit or the cache was not filled.
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    check_backward(x, dy, cache, gradients);
+    require_equal(dx.rows(), in_features(), "Chain::add_backward: rows of dx");
+    require_equal(dx.cols(), dy.cols(), "Chain::add_backward: samples in dx");
+    const std::size_t last = links.size() - 1;
+    gradients.frozen.resize(last);
+    for (std::size_t j = 0; j < last; ++j) {
+      if (!fits(links[j], gradients.frozen[j])) gradients.frozen[j] = zeros_like(links[j]);
+    }
+    links[last].add_backward(x, dy, cache.links[last], gradients.last, dx);
+    for (std::size_t j = last; j-- > 0;) links[j].add_backward(x, dy, cache.links[j], gradients.frozen[j], dx);
+  }
+
+  /// Asks every link.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
     require_equal(dy.rows(), out_features(), "Chain::add_backward: rows of dy");
     require_equal(dy.cols(), cache.samples, "Chain::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
     require_equal(static_cast<Index>(cache.links.size()), static_cast<Index>(links.size()), "Chain::add_backward: links in the cache");
     require_equal(x.rows(), in_features(), "Chain::add_backward: rows of x");
     require_equal(x.cols(), dy.cols(), "Chain::add_backward: samples in x");
-    require_equal(dx.rows(), in_features(), "Chain::add_backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "Chain::add_backward: samples in dx");
     require_shapes(*this, "Chain::add_backward: gradient of", gradients);
     const std::size_t last = links.size() - 1;
     for (std::size_t j = 0; j < last; ++j)
       require_equal(cache.components[j], links[j].components(), "Chain::add_backward: components of a frozen link, against the cache");
-    gradients.frozen.resize(last);
-    for (std::size_t j = 0; j < last; ++j) {
-      if (!fits(links[j], gradients.frozen[j])) gradients.frozen[j] = zeros_like(links[j]);
+    links[last].check_backward(x, dy, cache.links[last], gradients.last);
+    for (std::size_t j = last; j-- > 0;) {
+      const bool made = j < gradients.frozen.size() && fits(links[j], gradients.frozen[j]);
+      links[j].check_backward(x, dy, cache.links[j], made ? gradients.frozen[j] : zeros_like(links[j]));
     }
-    links[last].add_backward(x, dy, cache.links[last], gradients.last, dx);  // first, as it may refuse
-    for (std::size_t j = last; j-- > 0;) links[j].add_backward(x, dy, cache.links[j], gradients.frozen[j], dx);
   }
 
   /// Σⱼ Δ_bʲ as a matrix.
@@ -207,7 +219,7 @@ struct Chain {
   }
 
   /// Whether these are of the shapes that zeros_like makes for the link.
-  static bool fits(const Inner& link, typename Inner::Gradients& gradients) {
+  static bool fits(const Inner& link, const typename Inner::Gradients& gradients) {
     bool same = true;
     Inner::zip_parameters([&](Parameter, const auto& p, const auto& g) { same = same && p.rows() == g.rows() && p.cols() == g.cols(); },
                           link, gradients);

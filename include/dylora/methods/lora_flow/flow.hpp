@@ -75,18 +75,25 @@ struct Flow {
   /// The vector-Jacobian product of add_forward: x is the input of the adapters and of the gate, and dx has both parts.
   /// Throws ShapeError, with nothing added, if something does not fit or the cache was not filled.
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    require_equal(dy.rows(), out_features(), "Flow::add_backward: rows of dy");
-    require_equal(dy.cols(), cache.gate.samples, "Flow::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
-    require_equal(x.rows(), in_features(), "Flow::add_backward: rows of x");
-    require_equal(x.cols(), dy.cols(), "Flow::add_backward: samples in x");
+    check_backward(x, dy, cache, gradients);
     require_equal(dx.rows(), in_features(), "Flow::add_backward: rows of dx");
     require_equal(dx.cols(), dy.cols(), "Flow::add_backward: samples in dx");
-    check_parts();
-    require_shapes(*this, "Flow::add_backward: gradient of", gradients);
     gradients.d_weights.resize(gate.adapters(), dy.cols()).setZero();
     gradients.adapters.d_weights = &gradients.d_weights;
     adapters.add_backward(x, dy, cache.adapters, gradients.adapters, dx);
     gate.add_backward(x, gradients.d_weights.view(), cache.gate, gradients.gate, dx);
+  }
+
+  /// Asks the adapters and the gate.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    require_equal(dy.rows(), out_features(), "Flow::add_backward: rows of dy");
+    require_equal(dy.cols(), cache.gate.samples, "Flow::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
+    require_equal(x.rows(), in_features(), "Flow::add_backward: rows of x");
+    require_equal(x.cols(), dy.cols(), "Flow::add_backward: samples in x");
+    check_parts();
+    require_shapes(*this, "Flow::add_backward: gradient of", gradients);
+    adapters.check_cached(x, dy, cache.adapters, gradients.adapters);
+    gate.check_backward(x, gate.adapters(), dy.cols(), cache.gate, gradients.gate);
   }
 
   /// Δ_b as a matrix while the gate's weight is 0, so that the weights are the same for every x. Throws std::invalid_argument if it is not 0.

@@ -121,16 +121,9 @@ struct FlowGate {
   /// h as in forward; d_weights k × n, the sum over all projections that the gate serves; gradients and dh (in × n) are added to.
   /// Throws ShapeError, with nothing added, if something does not fit or the cache was not filled. Costs 4·k·n·in flops.
   void add_backward(ConstMatrixRef<S> h, ConstMatrixRef<S> d_weights, const Cache& cache, Gradients& gradients, MatrixRef<S> dh) const {
-    require_equal(d_weights.rows(), adapters(), "FlowGate::add_backward: rows of d_weights");
-    require_equal(d_weights.cols(), cache.samples,
-                  "FlowGate::add_backward: samples in d_weights, against the cache (was it filled by forward?)");
-    require_equal(cache.softmax.rows(), adapters(), "FlowGate::add_backward: adapters of the cache");
-    require_equal(h.rows(), in_features(), "FlowGate::add_backward: rows of h");
-    require_equal(h.cols(), cache.samples, "FlowGate::add_backward: samples in h");
+    check_backward(h, d_weights.rows(), d_weights.cols(), cache, gradients);
     require_equal(dh.rows(), in_features(), "FlowGate::add_backward: rows of dh");
     require_equal(dh.cols(), cache.samples, "FlowGate::add_backward: samples in dh");
-    check_parameters();
-    require_shapes(*this, "FlowGate::add_backward: gradient of", gradients);
     const auto softmax = cache.softmax.view();
     auto d_logits = gradients.d_logits.resize(adapters(), cache.samples);
     cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
@@ -148,6 +141,18 @@ struct FlowGate {
       add_product(gradients.weight, d_run, h.middleCols(begin, n).transpose());
       add_product(dh.middleCols(begin, n), weight.transpose(), d_run);
     });
+  }
+
+  /// Throws what add_backward would throw for these arguments and d_weights of such a shape, which need not be there yet. Touches nothing.
+  void check_backward(ConstMatrixRef<S> h, Index rows_of_d, Index samples_of_d, const Cache& cache, const Gradients& gradients) const {
+    require_equal(rows_of_d, adapters(), "FlowGate::add_backward: rows of d_weights");
+    require_equal(samples_of_d, cache.samples,
+                  "FlowGate::add_backward: samples in d_weights, against the cache (was it filled by forward?)");
+    require_equal(cache.softmax.rows(), adapters(), "FlowGate::add_backward: adapters of the cache");
+    require_equal(h.rows(), in_features(), "FlowGate::add_backward: rows of h");
+    require_equal(h.cols(), cache.samples, "FlowGate::add_backward: samples in h");
+    check_parameters();
+    require_shapes(*this, "FlowGate::add_backward: gradient of", gradients);
   }
 
   /// The weights of every token, 1/k + b_g, while W_g is 0. Throws std::invalid_argument if it is not: they then depend on the token.

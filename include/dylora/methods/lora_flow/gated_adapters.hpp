@@ -6,8 +6,10 @@
 #include <cstddef>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "dylora/adapters/factored.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
@@ -34,8 +36,10 @@ namespace dylora {
 /// one product. Without weights a call at RankSlice::none() still works, and no other: so a Linear's forward without a cache, which has no
 /// weights to point to, works there alone.
 template <std::floating_point S>
-class GatedAdapters {
+class GatedAdapters : public Factored<GatedAdapters<S>, S> {
  public:
+  static constexpr std::string_view name = "GatedAdapters";
+  static constexpr bool needs_linked_cache = true;
   using Scalar = S;
 
   struct Gradients {
@@ -89,41 +93,12 @@ class GatedAdapters {
   Index max_rank() const { return scales_.cols(); }  ///< the largest of any adapter
   Index count() const { return scales_.rows(); }     ///< k
 
-  /// y += Δ(x) under the weights that the cache points to. x in × n, keep it until add_backward; y out × n, added to; the rest of the
-  /// cache is overwritten. Throws ShapeError if x, y or the weights do not fit, std::invalid_argument if there are no weights or a rank is
-  /// above max_rank. Costs 2·b·n·(in + out) flops for a b that is the components of all adapters together.
-  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    require_equal(y.rows(), out_features(), "GatedAdapters::add_forward: rows of y");
-    require_equal(y.cols(), x.cols(), "GatedAdapters::add_forward: samples in y");
-    prepare_forward(x, ranks, cache);
-    for_each_forward_term(cache, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(y.middleCols(begin, n), term.left, term.right, term.scale);
-    });
-  }
-
-  /// The vector-Jacobian product of add_forward at the cached ranks and weights. With h = A_b x and e = B_bᵀ dy, and for the rows of
-  /// adapter i its scale s_i:
-  ///
-  ///     y = B_b (ω s h)      dω_i += Σ over its rows of s_i · h · e      dx += A_bᵀ (ω s e)
-  ///
-  /// *gradients.d_weights (k × n) and dx (in × n) are added to. Throws ShapeError, with nothing added, if something does not fit or the
-  /// cache was not filled, std::invalid_argument if there is no d_weights. Costs 2·b·n·(in + out) flops.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    check_backward(x, dy, cache, gradients);
-    require_equal(dx.rows(), in_features(), "GatedAdapters::add_backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "GatedAdapters::add_backward: samples in dx");
-    prepare_backward(x, dy, cache, gradients);
-    for_each_backward_term(cache, gradients, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(dx.middleCols(begin, n), term.left, term.right, term.scale);
-    });
-  }
-
-  // add_forward and add_backward but for their last products, as FactoredAdapter has them.
-
+  /// y += Δ(x) under the weights that the cache points to: h and ω s h, into the cache (the rest of which is overwritten). Also throws
+  /// ShapeError if the weights do not fit, std::invalid_argument if there are none. Costs 2·b·n·in flops, and the term 2·b·n·out, for a b that
+  /// is the components of all adapters together.
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
     cache.samples = 0;  // if this call throws, the cache counts as not filled
-    require_ranks(ranks, x.cols(), max_rank(), "GatedAdapters::add_forward");
-    require_equal(x.rows(), in_features(), "GatedAdapters::add_forward: rows of x");
+    this->check_forward(x, ranks);
     const BatchRanks used = ranks.at_most(max_rank());
     const Index rows = rows_at(used.highest());
     if (rows > 0) {
@@ -152,6 +127,23 @@ class GatedAdapters {
     });
   }
 
+  /// Throws as Factored's, and ShapeError if the cache or *gradients.d_weights is of other sizes, std::invalid_argument if there is no d_weights.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    check_cached(x, dy, cache, gradients);
+    if (cache.h.rows() > 0) require_weights(gradients.d_weights, dy.cols(), "GatedAdapters::add_backward: d_weights");
+  }
+  /// The same for a caller that makes d_weights, of the right shape, only after it has asked.
+  void check_cached(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    this->check_call(x, dy, cache, gradients, max_rank());
+    require_equal(cache.h.rows(), rows_at(cache.ranks.highest()), "GatedAdapters::add_backward: components of the cached h");
+    if (cache.h.rows() > 0) require_equal(cache.used.rows(), count(), "GatedAdapters::add_backward: weights in the cache (adapters)");
+  }
+
+  /// At the cached ranks and weights, with h = A_b x and e = B_bᵀ dy, and for the rows of adapter i its scale s_i:
+  ///
+  ///     y = B_b (ω s h)      dω_i += Σ over its rows of s_i · h · e      dx += A_bᵀ (ω s e)
+  ///
+  /// *gradients.d_weights (k × n) is added to. Costs 2·b·n·out flops, and the term 2·b·n·in.
   void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
     check_backward(x, dy, cache, gradients);
     const auto h = cache.h.view();
@@ -233,20 +225,6 @@ class GatedAdapters {
     }
     require_equal(weights->rows(), count(), what + ": rows (adapters)");
     require_equal(weights->cols(), samples, what + ": samples");
-  }
-
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
-    require_equal(dy.rows(), out_features(), "GatedAdapters::add_backward: rows of dy");
-    require_equal(dy.cols(), cache.samples,
-                  "GatedAdapters::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
-    require_equal(x.rows(), in_features(), "GatedAdapters::add_backward: rows of x");
-    require_equal(x.cols(), dy.cols(), "GatedAdapters::add_backward: samples in x");
-    require_ranks(cache.ranks, dy.cols(), max_rank(), "GatedAdapters::add_backward: the cache");
-    require_in_range(cache.ranks.highest(), 0, max_rank(), "GatedAdapters::add_backward: rank of the cache");  // of other adapters, if 0
-    require_equal(cache.h.rows(), rows_at(cache.ranks.highest()), "GatedAdapters::add_backward: components of the cached h");
-    if (cache.h.rows() == 0) return;
-    require_equal(cache.used.rows(), count(), "GatedAdapters::add_backward: weights in the cache (adapters)");
-    require_weights(gradients.d_weights, dy.cols(), "GatedAdapters::add_backward: d_weights");
   }
 
   RowMatrix<S> A_;            // all components × in

@@ -6,8 +6,10 @@
 #include <concepts>
 #include <cstdint>
 #include <limits>
+#include <string_view>
 #include <utility>
 
+#include "dylora/adapters/factored.hpp"
 #include "dylora/adapters/factors.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
@@ -52,7 +54,8 @@ struct NolaOptions {
 /// Memory is that of one A and one B, and of as much again in a backward, whatever k. Generating a basis costs about as much as multiplying
 /// by it. Zero coefficients without A_0 (vision) are a point where all gradients are zero, forever.
 template <std::floating_point S, NolaNesting nesting = NolaNesting::rank>
-struct Nola {
+struct Nola : Factored<Nola<S, nesting>, S> {
+  static constexpr std::string_view name = "Nola";
   using Scalar = S;
   using Options = NolaOptions;
 
@@ -105,43 +108,11 @@ struct Nola {
   Index components() const { return nesting == NolaNesting::rank ? max_rank() : alpha.size(); }
   S scale(Index rank) const { return static_cast<S>(exact_scale(rank)); }  ///< s(b), or s(max_rank) where bases are nested
 
-  /// y += Δ_b(x), where b is the rank of each column.
-  ///
-  /// x in × n, keep it until add_backward; y out × n, added to; cache overwritten.
-  /// Throws ShapeError if x or y do not fit, std::invalid_argument if b > max_rank. Makes the factors once, which costs r·k·(in + out) random
-  /// numbers and as many multiply-adds, with nested bases for each run of equal ranks; then as LowRank.
-  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    require_equal(y.rows(), out_features(), "Nola::add_forward: rows of y");
-    require_equal(y.cols(), x.cols(), "Nola::add_forward: samples in y");
-    prepare_forward(x, ranks, cache);
-    for_each_forward_term(cache, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(y.middleCols(begin, n), term.left, term.right, term.scale);
-    });
-  }
-
-  /// The vector-Jacobian product of add_forward at the cached ranks, run after run, with h = A x and s at b:
-  ///
-  ///     y = s B h           dB = s · dy · hᵀ      dβ_i += ⟨dB, ℬ_i⟩      dh = s · Bᵀ · dy
-  ///     h = A x             dA = dh · xᵀ          dα_i += ⟨dA, 𝒜_i⟩      dx += Aᵀ · dh
-  ///
-  /// over the coefficients in [t, b) where bases are nested, else over all. x and dy as in add_forward; gradients and dx (in × n) are added
-  /// to. Throws ShapeError if something does not fit or the cache was not filled. Costs what LowRank does and, for each run of equal ranks,
-  /// as many random numbers as a forward.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    check_backward(x, dy, cache, gradients);
-    require_equal(dx.rows(), in_features(), "Nola::add_backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "Nola::add_backward: samples in dx");
-    prepare_backward(x, dy, cache, gradients);
-    for_each_backward_term(cache, gradients, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(dx.middleCols(begin, n), term.left, term.right, term.scale);
-    });
-  }
-
-  /// The first part of add_forward, as LowRank's: the factors and h = A x, into the cache (overwritten).
+  /// y += s · B · h, where b is the rank of each column: the factors and h = A x, into the cache (overwritten). Makes the factors once, which
+  /// costs r·k·(in + out) random numbers and as many multiply-adds, with nested bases for each run of equal ranks; then as LowRank.
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
     check_parameters();
-    require_ranks(ranks, x.cols(), max_rank(), "Nola::add_forward");
-    require_equal(x.rows(), in_features(), "Nola::add_forward: rows of x");
+    this->check_forward(x, ranks);
     cache.ranks = ranks.at_most(components());
     cache.samples = x.cols();
     const Index columns = factor_columns(cache.ranks, x.cols());
@@ -155,7 +126,6 @@ struct Nola {
     });
   }
 
-  /// Calls f(begin, n, s · B · h) for each run of n columns. The term refers to the cache.
   template <class F>
   void for_each_forward_term(const Cache& cache, F&& f) const {
     const auto B = cache.B.view(), h = cache.h.view();
@@ -164,7 +134,22 @@ struct Nola {
     });
   }
 
-  /// dα and dβ are added to, dh is kept beside them. Throws as add_backward does, with nothing added.
+  /// Throws as Factored's, and ShapeError if the coefficients disagree with the options or the cache is of other sizes.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    check_parameters();
+    this->check_call(x, dy, cache, gradients, components());
+    require_equal(cache.A.rows(), in_features(), "Nola::add_backward: in_features of the cached A");
+    require_equal(cache.B.rows(), out_features(), "Nola::add_backward: out_features of the cached B");
+    require_equal(cache.B.cols(), factor_columns(cache.ranks, dy.cols()), "Nola::add_backward: rank of the cached factors");
+  }
+
+  /// With h = A x and s at b:
+  ///
+  ///     y = s B h           dB = s · dy · hᵀ      dβ_i += ⟨dB, ℬ_i⟩      dh = s · Bᵀ · dy
+  ///     h = A x             dA = dh · xᵀ          dα_i += ⟨dA, 𝒜_i⟩      dx += Aᵀ · dh
+  ///
+  /// over the coefficients in [t, b) where bases are nested, else over all. dh is kept beside the gradients. Costs what LowRank does and, for
+  /// each run of equal ranks, as many random numbers as a forward.
   void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
     check_backward(x, dy, cache, gradients);
     const auto B = cache.B.view(), h = cache.h.view();
@@ -190,22 +175,12 @@ struct Nola {
     });
   }
 
-  /// Calls f(begin, n, Aᵀ · dh) for each run of n columns. The term refers to the cache and the gradients.
   template <class F>
   void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const {
     const auto A = cache.A.view(), dh = gradients.dh.view();
     for_each_run(cache.ranks, cache.samples, [&](Index begin, Index n, RankSlice, Index first, Index r) {
       f(begin, n, LowRankTerm<S>{A.middleCols(first, r), dh.block(0, begin, r, n)});
     });
-  }
-
-  /// Δ_b as a matrix, out × in.
-  Matrix<S> delta(RankSlice rank) const {
-    require_ranks(rank, in_features(), max_rank(), "Nola::delta");
-    const LowRankFactors<S> product = factors(std::min(rank.active, max_rank()));
-    Matrix<S> result(out_features(), in_features());
-    set_product(result, product.B, product.A, static_cast<S>(product.scale));
-    return result;
   }
 
   /// s, B and A, as other programs keep them. No factors can be taken back: they are hardly ever a combination of the bases.
@@ -266,20 +241,6 @@ struct Nola {
     } else {
       require_in_range(alpha.size(), 0, max_rank(), "Nola: coefficients of A, against options.bases");
     }
-  }
-
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
-    check_parameters();
-    require_equal(dy.rows(), out_features(), "Nola::add_backward: rows of dy");
-    require_equal(dy.cols(), cache.samples, "Nola::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
-    require_equal(x.rows(), in_features(), "Nola::add_backward: rows of x");
-    require_equal(x.cols(), dy.cols(), "Nola::add_backward: samples in x");
-    require_shapes(*this, "Nola::add_backward: gradient of", gradients);
-    require_ranks(cache.ranks, dy.cols(), components(), "Nola::add_backward: the cache");
-    require_in_range(cache.ranks.highest(), 0, components(), "Nola::add_backward: rank of the cache");  // cut to nothing since
-    require_equal(cache.A.rows(), in_features(), "Nola::add_backward: in_features of the cached A");
-    require_equal(cache.B.rows(), out_features(), "Nola::add_backward: out_features of the cached B");
-    require_equal(cache.B.cols(), factor_columns(cache.ranks, dy.cols()), "Nola::add_backward: rank of the cached factors");
   }
 
   void require_options() const {

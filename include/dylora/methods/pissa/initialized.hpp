@@ -5,8 +5,10 @@
 #include <concepts>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <utility>
 
+#include "dylora/adapters/factored.hpp"
 #include "dylora/adapters/factors.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/core/batch_ranks.hpp"
@@ -38,7 +40,8 @@ namespace dylora {
 /// The second form is the one that is computed: its halves are zero at the start bit for bit, and where A is near A⁰ the difference is
 /// exact. It has two columns per component, side by side. Costs twice what a LowRank does, and twice its memory and a copy in each cache.
 template <std::floating_point S>
-struct Initialized {
+struct Initialized : Factored<Initialized<S>, S> {
+  static constexpr std::string_view name = "Initialized";
   using Scalar = S;
   using Options = LowRankOptions;
 
@@ -70,41 +73,12 @@ struct Initialized {
   Index components() const { return current.components(); }  ///< max_rank, or fewer once cut (ranks/truncate.hpp)
   S scale(Index rank) const { return current.scale(rank); }
 
-  /// y += Δ_b(x). x in × n, keep it until add_backward; y out × n, added to; cache overwritten. Throws ShapeError if x or y do not fit,
-  /// std::invalid_argument if b > max_rank. Costs 4·b·n·(in + out) flops.
-  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    require_equal(y.rows(), out_features(), "Initialized::add_forward: rows of y");
-    require_equal(y.cols(), x.cols(), "Initialized::add_forward: samples in y");
-    prepare_forward(x, ranks, cache);
-    for_each_forward_term(cache, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(y.middleCols(begin, n), term.left, term.right, term.scale);
-    });
-  }
-
-  /// The vector-Jacobian product of add_forward at the cached ranks, run after run: that of a LowRank for A and B, with h = A_b x and the
-  /// slice [t, b) trained, and both products for x:
-  ///
-  ///     dB[:, t:b] += s · dy · h[t:b]ᵀ     dA[t:b, :] += (s B_bᵀ dy)[t:b] · xᵀ     dx += A_bᵀ (s (B − B⁰)_bᵀ dy) + (A − A⁰)_bᵀ (s B⁰_bᵀ dy)
-  ///
-  /// gradients and dx (in × n) are added to. Throws ShapeError if something does not fit or the cache was not filled.
-  /// Costs 2·b·n·(3·in + 3·out) flops at t = 0.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    check_backward(x, dy, cache, gradients);
-    require_equal(dx.rows(), in_features(), "Initialized::add_backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "Initialized::add_backward: samples in dx");
-    prepare_backward(x, dy, cache, gradients);
-    for_each_backward_term(cache, gradients, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(dx.middleCols(begin, n), term.left, term.right, term.scale);
-    });
-  }
-
-  // add_forward and add_backward but for their last products, as FactoredAdapter has them.
-
+  /// y += Δ_b(x), where b is the rank of each column: both halves of each component and what the right one makes of x, into the cache
+  /// (overwritten). Costs 4·b·n·in flops, and the term 4·b·n·out.
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
     cache.samples = 0;  // if this call throws, the cache counts as not filled
     check_factors();
-    require_ranks(ranks, x.cols(), max_rank(), "Initialized::add_forward");
-    require_equal(x.rows(), in_features(), "Initialized::add_forward: rows of x");
+    this->check_forward(x, ranks);
     cache.ranks = ranks.at_most(components());
     const Index highest = cache.ranks.highest();
     auto left = cache.left.resize(out_features(), 2 * highest), right = cache.right.resize(in_features(), 2 * highest);
@@ -126,6 +100,20 @@ struct Initialized {
     });
   }
 
+  /// Throws as Factored's, and ShapeError if the factors disagree or the cache is of other sizes.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    this->check_call(x, dy, cache, gradients, components());
+    check_factors();
+    require_equal(cache.left.rows(), out_features(), "Initialized::add_backward: out_features of the cache");
+    require_equal(cache.right.rows(), in_features(), "Initialized::add_backward: in_features of the cache");
+    require_equal(cache.h.rows(), 2 * cache.ranks.highest(), "Initialized::add_backward: rank of the cached h");
+  }
+
+  /// That of a LowRank for A and B, with h = A_b x and the slice [t, b) trained, and both products for x:
+  ///
+  ///     dB[:, t:b] += s · dy · h[t:b]ᵀ     dA[t:b, :] += (s B_bᵀ dy)[t:b] · xᵀ     dx += A_bᵀ (s (B − B⁰)_bᵀ dy) + (A − A⁰)_bᵀ (s B⁰_bᵀ dy)
+  ///
+  /// Costs 2·b·n·(in + 3·out) flops at t = 0, and the term 4·b·n·in.
   void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
     check_backward(x, dy, cache, gradients);
     const auto left = cache.left.view();
@@ -232,19 +220,6 @@ struct Initialized {
     require_in_range(initial_B.cols(), components(), most, "Initialized: columns of initial_B (rank)");
   }
 
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
-    require_equal(dy.rows(), out_features(), "Initialized::add_backward: rows of dy");
-    require_equal(dy.cols(), cache.samples, "Initialized::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
-    require_equal(x.rows(), in_features(), "Initialized::add_backward: rows of x");
-    require_equal(x.cols(), dy.cols(), "Initialized::add_backward: samples in x");
-    require_shapes(*this, "Initialized::add_backward: gradient of", gradients);
-    check_factors();
-    require_ranks(cache.ranks, dy.cols(), components(), "Initialized::add_backward: the cache");
-    require_in_range(cache.ranks.highest(), 0, components(), "Initialized::add_backward: rank of the cache");  // cut to nothing since
-    require_equal(cache.left.rows(), out_features(), "Initialized::add_backward: out_features of the cache");
-    require_equal(cache.right.rows(), in_features(), "Initialized::add_backward: in_features of the cache");
-    require_equal(cache.h.rows(), 2 * cache.ranks.highest(), "Initialized::add_backward: rank of the cached h");
-  }
 };
 
 }  // namespace dylora

@@ -4,11 +4,9 @@
 #include <utility>
 
 #include "dylora/adapters/adapter.hpp"
-#include "dylora/adapters/factors.hpp"
-#include "dylora/core/batch_ranks.hpp"
+#include "dylora/adapters/decorator.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/random.hpp"
-#include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
 
 namespace dylora {
@@ -24,7 +22,7 @@ namespace dylora {
 /// Every column counts, those at rank none and those of padding too. core/parameters.hpp's add() does not sum what workers have seen.
 template <class Inner>
   requires Adapter<Inner>
-struct Observed {
+struct Observed : Decorator<Observed<Inner>, Inner> {
   using Scalar = typename Inner::Scalar;
   using S = Scalar;
   using Options = typename Inner::Options;
@@ -40,64 +38,17 @@ struct Observed {
   explicit Observed(Inner inner_) : inner(std::move(inner_)) {}
   Observed(Index in_features, Index out_features, Options options, Rng& rng) : inner(in_features, out_features, std::move(options), rng) {}
 
-  Index in_features() const { return inner.in_features(); }
-  Index out_features() const { return inner.out_features(); }
-  Index max_rank() const { return inner.max_rank(); }
-
-  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    inner.add_forward(x, ranks, cache, y);
-  }
-
   /// The adapter's, and a pass over x.
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
     inner.add_backward(x, dy, cache, gradients.inner, dx);
     observe(x, gradients);
   }
 
-  void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const
-    requires FactoredAdapter<Inner>
-  {
-    inner.prepare_forward(x, ranks, cache);
-  }
-  template <class F>
-  void for_each_forward_term(const Cache& cache, F&& f) const
-    requires FactoredAdapter<Inner>
-  {
-    inner.for_each_forward_term(cache, f);
-  }
   void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const
     requires FactoredAdapter<Inner>
   {
     inner.prepare_backward(x, dy, cache, gradients.inner);
     observe(x, gradients);
-  }
-  template <class F>
-  void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const
-    requires FactoredAdapter<Inner>
-  {
-    inner.for_each_backward_term(cache, gradients.inner, f);
-  }
-
-  Matrix<S> delta(RankSlice rank) const
-    requires MergeableAdapter<Inner>
-  {
-    return inner.delta(rank);
-  }
-
-  Index components() const
-    requires PortableAdapter<Inner>
-  {
-    return inner.components();
-  }
-  LowRankFactors<S> factors(Index rank) const
-    requires PortableAdapter<Inner>
-  {
-    return inner.factors(rank);
-  }
-  void set_factors(LowRankFactors<S> factors)
-    requires PortableAdapter<Inner>
-  {
-    inner.set_factors(std::move(factors));
   }
 
   template <class F, class... T>

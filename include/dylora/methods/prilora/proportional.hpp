@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "dylora/adapters/adapter.hpp"
+#include "dylora/adapters/decorator.hpp"
 #include "dylora/adapters/factors.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
@@ -39,7 +40,7 @@ struct ProportionalOptions {
 /// every layer, cut each to its rank_of(b).
 template <class Inner>
   requires Adapter<Inner>
-struct Proportional {
+struct Proportional : Decorator<Proportional<Inner>, Inner> {
   using Scalar = typename Inner::Scalar;
   using S = Scalar;
   using Options = ProportionalOptions<typename Inner::Options>;
@@ -55,8 +56,6 @@ struct Proportional {
   Proportional(Index in_features, Index out_features, Options options, Rng& rng)
       : Proportional(Inner(in_features, out_features, options.adapter, rng), options.max_rank) {}
 
-  Index in_features() const { return inner.in_features(); }
-  Index out_features() const { return inner.out_features(); }
   /// R; 0 if there is no adapter.
   Index max_rank() const { return inner.max_rank() == 0 ? 0 : max_rank_; }
 
@@ -68,37 +67,16 @@ struct Proportional {
     inner.add_forward(x, checked(ranks, x.cols(), "Proportional::add_forward"), cache, y);
   }
 
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    inner.add_backward(x, dy, cache, gradients, dx);
-  }
-
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const
     requires FactoredAdapter<Inner>
   {
     inner.prepare_forward(x, checked(ranks, x.cols(), "Proportional::add_forward"), cache);
   }
-  template <class F>
-  void for_each_forward_term(const Cache& cache, F&& f) const
-    requires FactoredAdapter<Inner>
-  {
-    inner.for_each_forward_term(cache, f);
-  }
-  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const
-    requires FactoredAdapter<Inner>
-  {
-    inner.prepare_backward(x, dy, cache, gradients);
-  }
-  template <class F>
-  void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const
-    requires FactoredAdapter<Inner>
-  {
-    inner.for_each_backward_term(cache, gradients, f);
-  }
 
   Matrix<S> delta(RankSlice rank) const
     requires MergeableAdapter<Inner>
   {
-    require_ranks(rank, in_features(), max_rank(), "Proportional::delta");
+    require_ranks(rank, inner.in_features(), max_rank(), "Proportional::delta");
     return inner.delta(slice_of(rank));
   }
 

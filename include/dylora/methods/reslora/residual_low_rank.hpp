@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <concepts>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 
+#include "dylora/adapters/factored.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
@@ -39,7 +41,9 @@ namespace dylora {
 /// earlier batch has left, refuses: a forward is repeated for the whole chain or not at all. Merged as a chain only
 /// (methods/reslora/merge.hpp).
 template <std::floating_point S, Shortcut shortcut>
-struct ResidualLowRank {
+struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
+  static constexpr std::string_view name = "ResidualLowRank";
+  static constexpr bool needs_linked_cache = true;
   using Scalar = S;
   using Options = ResidualOptions;
   using Gradients = detail::ResidualGradients<S>;
@@ -79,45 +83,13 @@ struct ResidualLowRank {
     require_equal(other.out_features(), out_features(), "ResidualLowRank: out_features of a linked adapter, against another's");
   }
 
-  /// y += Δ(x), each column at its rank; x is to be kept until the backward, the cache is overwritten.
+  /// y += Δ(x), each column at its rank: what B meets, and what it takes from the links within reach, into the cache (overwritten).
   ///
-  /// Throws as LowRank; besides, ShapeError or std::invalid_argument unless the cache was linked and the links within reach have just been
-  /// called with as many samples at the same ranks. Costs 2·b·n·(in + out) flops, with 2·in for input, times the links taken in for block.
-  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
-    require_equal(y.rows(), out_features(), "ResidualLowRank::add_forward: rows of y");
-    require_equal(y.cols(), x.cols(), "ResidualLowRank::add_forward: samples in y");
-    prepare_forward(x, ranks, cache);
-    for_each_forward_term(cache, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(y.middleCols(begin, n), term.left, term.right, term.scale);
-    });
-  }
-
-  /// The vector-Jacobian product of the chain's cached forwards as far as it passes through this link's x and dy. With h_n what B_n meets,
-  /// dh_n = s · B_nᵀ · dy_n (twice that for the first link of an input chain), and for the trained components:
-  ///
-  ///     input     dB_n += s · dy_n · h_nᵀ          dA_n += dh_n · (x_n + x_{n−1})ᵀ       dx_n += A_nᵀ · dh_n + A_{n+1}ᵀ · dh_{n+1}
-  ///     block     dB_q += s · dy_n · (A_q x_n)ᵀ    dA_q += s · B_qᵀ · dy_n · x_nᵀ        dx_n += Σ_q A_qᵀ · s · B_qᵀ · dy_n
-  ///     middle    dB_n += s · dy_n · h_nᵀ          dA_n += da_n · x_nᵀ                   dx_n += A_nᵀ · da_n,  da_n = Σ_{q ≥ n} dh_q
-  ///
-  /// Complete when every link has been called, from the last to the first. Throws ShapeError, with nothing added, if something does not
-  /// fit, or unless the gradients were linked and each later link within reach was called since this one was. Costs twice the flops of the
-  /// forward; keeps b·(in + out) values for each run of ranks.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    check_backward(x, dy, cache, gradients);
-    require_equal(dx.rows(), in_features(), "ResidualLowRank::add_backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "ResidualLowRank::add_backward: samples in dx");
-    prepare_backward(x, dy, cache, gradients);
-    for_each_backward_term(cache, gradients, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(dx.middleCols(begin, n), term.left, term.right, term.scale);
-    });
-  }
-
-  // The same but for their last products, as in LowRank.
-
+  /// Also throws ShapeError or std::invalid_argument unless the cache was linked and the links within reach have just been called with as
+  /// many samples at the same ranks. With the term, costs 2·b·n·(in + out) flops, with 2·in for input, times the links taken in for block.
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
     cache.samples = 0;  // if this call throws, the cache counts as not filled
-    require_ranks(ranks, x.cols(), max_rank(), "ResidualLowRank::add_forward");
-    require_equal(x.rows(), in_features(), "ResidualLowRank::add_forward: rows of x");
+    this->check_forward(x, ranks);
     cache.ranks = ranks.at_most(inner.components());
     require_alike(*this);
     cache.require_linked(*this);
@@ -150,6 +122,32 @@ struct ResidualLowRank {
     });
   }
 
+  /// Throws as Factored's, and ShapeError if the cache or the gradients are of another batch, or unless the gradients were linked and each
+  /// later link within reach was called since this one was.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+    require_alike(*this);
+    this->check_call(x, dy, cache, gradients, inner.components());
+    require_equal(cache.earlier, position, "ResidualLowRank::add_backward: earlier links of the cache");
+    require_equal(cache.a.rows(), readers(cache) * cache.ranks.highest(), "ResidualLowRank::add_backward: rank of the cached A x");
+    gradients.require_linked(position);
+    require_equal(gradients.returned, within_reach(cache.later),
+                  "ResidualLowRank::add_backward: later links whose backward was called (they come before this one)");
+    for (Index k = 0; k <= within_reach(position); ++k) {
+      const Gradients& to = gradients.back(k);
+      to.require_batch(cache.ranks, cache.samples);
+      if (k > 0 && shortcut == Shortcut::block) require_shapes(*this, "ResidualLowRank::add_backward: gradient of", to);
+    }
+  }
+
+  /// As far as the chain's cached forwards pass through this link's x and dy. With h_n what B_n meets, dh_n = s · B_nᵀ · dy_n (twice that for
+  /// the first link of an input chain), and for the trained components:
+  ///
+  ///     input     dB_n += s · dy_n · h_nᵀ          dA_n += dh_n · (x_n + x_{n−1})ᵀ       dx_n += A_nᵀ · dh_n + A_{n+1}ᵀ · dh_{n+1}
+  ///     block     dB_q += s · dy_n · (A_q x_n)ᵀ    dA_q += s · B_qᵀ · dy_n · x_nᵀ        dx_n += Σ_q A_qᵀ · s · B_qᵀ · dy_n
+  ///     middle    dB_n += s · dy_n · h_nᵀ          dA_n += da_n · x_nᵀ                   dx_n += A_nᵀ · da_n,  da_n = Σ_{q ≥ n} dh_q
+  ///
+  /// Complete when every link has been called, from the last to the first. With the term, costs twice the flops of the forward; keeps
+  /// b·(in + out) values for each run of ranks.
   void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
     check_backward(x, dy, cache, gradients);
     const BatchRanks& ranks = cache.ranks;
@@ -267,29 +265,6 @@ struct ResidualLowRank {
     }
   }
 
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
-    require_equal(dy.rows(), out_features(), "ResidualLowRank::add_backward: rows of dy");
-    require_equal(dy.cols(), cache.samples,
-                  "ResidualLowRank::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
-    require_equal(x.rows(), in_features(), "ResidualLowRank::add_backward: rows of x");
-    require_equal(x.cols(), dy.cols(), "ResidualLowRank::add_backward: samples in x");
-    require_alike(*this);
-    require_ranks(cache.ranks, dy.cols(), inner.components(), "ResidualLowRank::add_backward: the cache");
-    const Index highest = cache.ranks.highest();
-    require_in_range(highest, 0, inner.components(), "ResidualLowRank::add_backward: rank of the cache");  // cut to nothing since
-    require_equal(cache.earlier, position, "ResidualLowRank::add_backward: earlier links of the cache");
-    require_equal(cache.a.rows(), readers(cache) * highest, "ResidualLowRank::add_backward: rank of the cached A x");
-    gradients.require_linked(position);
-    require_equal(gradients.returned, within_reach(cache.later),
-                  "ResidualLowRank::add_backward: later links whose backward was called (they come before this one)");
-    for (Index k = 0; k <= within_reach(position); ++k) {
-      const Gradients& to = gradients.back(k);
-      to.require_batch(cache.ranks, cache.samples);
-      if (k > 0 && shortcut != Shortcut::block) continue;
-      detail::require_gradient(to.inner.A, inner.A, RankAxis::rows, "ResidualLowRank::add_backward: gradient of", "lora_A");
-      detail::require_gradient(to.inner.B, inner.B, RankAxis::cols, "ResidualLowRank::add_backward: gradient of", "lora_B");
-    }
-  }
 };
 
 }  // namespace dylora

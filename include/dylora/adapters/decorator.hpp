@@ -1,0 +1,108 @@
+#ifndef DYLORA_ADAPTERS_DECORATOR_HPP
+#define DYLORA_ADAPTERS_DECORATOR_HPP
+
+#include <concepts>
+#include <type_traits>
+#include <utility>
+
+#include "dylora/adapters/adapter.hpp"
+#include "dylora/adapters/factors.hpp"
+#include "dylora/core/batch_ranks.hpp"
+#include "dylora/core/rank_slice.hpp"
+#include "dylora/core/types.hpp"
+
+namespace dylora {
+
+/// What an adapter that wraps one other adapter, its public member `inner`, passes on as it is. A base of the wrapping adapter, which
+/// overrides what differs by a member of the same name:
+///
+///     struct Observed : Decorator<Observed<Inner>, Inner>
+///
+/// The verbs take the inner adapter's Cache. A decorator with a Cache of its own has to have all verbs, and is no FactoredAdapter unless it
+/// has the parts too. Its Gradients are the inner adapter's, or hold them as `inner`.
+template <class Derived, class Inner>
+  requires Adapter<Inner>
+struct Decorator {
+  using S = typename Inner::Scalar;
+
+  static constexpr bool needs_linked_cache = !SelfContained<Inner>;
+
+  Index in_features() const { return wrapped().in_features(); }
+  Index out_features() const { return wrapped().out_features(); }
+  Index max_rank() const { return wrapped().max_rank(); }
+
+  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, typename Inner::Cache& cache, MatrixRef<S> y) const {
+    wrapped().add_forward(x, ranks, cache, y);
+  }
+  template <class Gradients>
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const typename Inner::Cache& cache, Gradients& gradients,
+                    MatrixRef<S> dx) const {
+    wrapped().add_backward(x, dy, cache, of_inner(gradients), dx);
+  }
+  template <class Gradients>
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const typename Inner::Cache& cache, const Gradients& gradients) const {
+    wrapped().check_backward(x, dy, cache, of_inner(gradients));
+  }
+
+  void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, typename Inner::Cache& cache) const
+    requires FactoredAdapter<Inner>
+  {
+    wrapped().prepare_forward(x, ranks, cache);
+  }
+  template <class F>
+  void for_each_forward_term(const typename Inner::Cache& cache, F&& f) const
+    requires FactoredAdapter<Inner>
+  {
+    wrapped().for_each_forward_term(cache, f);
+  }
+  template <class Gradients>
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const typename Inner::Cache& cache, Gradients& gradients) const
+    requires FactoredAdapter<Inner>
+  {
+    wrapped().prepare_backward(x, dy, cache, of_inner(gradients));
+  }
+  template <class Gradients, class F>
+  void for_each_backward_term(const typename Inner::Cache& cache, const Gradients& gradients, F&& f) const
+    requires FactoredAdapter<Inner>
+  {
+    wrapped().for_each_backward_term(cache, of_inner(gradients), f);
+  }
+
+  Matrix<S> delta(RankSlice rank) const
+    requires MergeableAdapter<Inner>
+  {
+    return wrapped().delta(rank);
+  }
+
+  Index components() const
+    requires PortableAdapter<Inner>
+  {
+    return wrapped().components();
+  }
+  LowRankFactors<S> factors(Index rank) const
+    requires PortableAdapter<Inner>
+  {
+    return wrapped().factors(rank);
+  }
+  void set_factors(LowRankFactors<S> factors)
+    requires PortableAdapter<Inner>
+  {
+    static_cast<Derived&>(*this).inner.set_factors(std::move(factors));
+  }
+
+ private:
+  const Inner& wrapped() const { return static_cast<const Derived&>(*this).inner; }
+
+  template <class Gradients>
+  static auto& of_inner(Gradients& gradients) {
+    if constexpr (std::same_as<std::remove_const_t<Gradients>, typename Inner::Gradients>) {
+      return gradients;
+    } else {
+      return gradients.inner;
+    }
+  }
+};
+
+}  // namespace dylora
+
+#endif
