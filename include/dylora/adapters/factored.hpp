@@ -2,39 +2,18 @@
 #define DYLORA_ADAPTERS_FACTORED_HPP
 
 #include <algorithm>
-#include <array>
 #include <concepts>
-#include <cstddef>
 #include <string_view>
 
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
+#include "dylora/core/named.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
 #include "dylora/linalg/product.hpp"
 
 namespace dylora {
-
-namespace detail {
-
-/// A string literal as a template argument.
-template <std::size_t n>
-struct Literal {
-  char text[n] = {};
-  constexpr Literal(const char (&from)[n]) { std::copy_n(from, n, text); }
-};
-
-/// Named::name and then the text, composed when the program is compiled: a check that passes composes nothing.
-template <class Named, Literal text>
-inline constexpr auto named_characters = [] {
-  std::array<char, Named::name.size() + sizeof(text.text) - 1> whole{};
-  const auto end = std::copy(Named::name.begin(), Named::name.end(), whole.begin());
-  std::copy_n(text.text, sizeof(text.text) - 1, end);
-  return whole;
-}();
-
-}  // namespace detail
 
 /// The verbs of a FactoredAdapter, from its parts:
 ///
@@ -125,8 +104,7 @@ struct Factored {
   /// The adapter's name and then the text, as messages begin.
   template <detail::Literal text>
   static constexpr std::string_view named() {
-    constexpr const auto& characters = detail::named_characters<Derived, text>;
-    return {characters.data(), characters.size()};
+    return detail::named<Derived, text>();
   }
 
  private:
