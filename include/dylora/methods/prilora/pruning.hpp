@@ -195,7 +195,7 @@ class Pruning {
     std::remove_const_t<A>::zip_parameters(
         [&](Parameter parameter, auto& p, auto&... others) {
           if constexpr (std::remove_cvref_t<decltype(p)>::IsRowMajor) {
-            if (parameter.factor != Factor::A) return;
+            if (parameter.factor != dylora::Factor::A) return;
             f(std::string(layer) + (layer.empty() ? "" : ".") + std::string(parameter.name), p, others...);
           }
         },
