@@ -15,6 +15,7 @@
 #include "dylora/methods/lora_flow/flow.hpp"
 #include "dylora/methods/lora_flow/gate.hpp"
 #include "dylora/methods/lora_flow/gated_adapters.hpp"
+#include "dylora/methods/lora_plus.hpp"
 #include "dylora/methods/multilora.hpp"
 #include "dylora/methods/nola/counter_noise.hpp"
 #include "dylora/methods/nola/factors.hpp"

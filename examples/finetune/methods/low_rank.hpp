@@ -2,6 +2,7 @@
 #define DYLORA_EXAMPLES_FINETUNE_METHODS_LOW_RANK_HPP
 
 #include <dylora/dylora.hpp>
+#include <dylora/methods/lora_plus.hpp>
 
 #include "finetune/train.hpp"
 

@@ -183,8 +183,8 @@ struct LowRank : Factored<LowRank<S>, S> {
 
   template <class F, class... T>
   static void zip_parameters(F&& f, T&... t) {
-    f(Parameter{"lora_A", RankAxis::rows}, t.A...);
-    f(Parameter{"lora_B", RankAxis::cols}, t.B...);
+    f(Parameter{"lora_A", RankAxis::rows, Factor::A}, t.A...);
+    f(Parameter{"lora_B", RankAxis::cols, Factor::B}, t.B...);
   }
 
  private:

@@ -18,8 +18,8 @@
 ///
 ///     template <class F, class... T>
 ///     static void zip_parameters(F&& f, T&... t) {
-///       f(Parameter{"lora_A", RankAxis::rows}, t.A...);
-///       f(Parameter{"lora_B", RankAxis::cols}, t.B...);
+///       f(Parameter{"lora_A", RankAxis::rows, Factor::A}, t.A...);
+///       f(Parameter{"lora_B", RankAxis::cols, Factor::B}, t.B...);
 ///     }
 ///
 /// The same call walks the layer, its gradients and an optimiser's moments in step. Whoever traverses (optimisers, clipping, counting,
@@ -29,9 +29,16 @@ namespace dylora {
 /// Along which side of a parameter its rank components lie, if it has any.
 enum class RankAxis { none, rows, cols };
 
+/// Which factor of one product B A a parameter is, whose component i is row i of A and column i of B; none for everything else: a magnitude,
+/// a gain, a gate, the factors of a sum of several products.
+enum class Factor { none, A, B };
+
+/// What a parameter is. Whoever traverses decides by this, never by the name.
 struct Parameter {
   std::string_view name;  ///< dotted path, valid during the visit: "q_proj.lora_A"
   RankAxis rank_axis = RankAxis::none;
+  Factor factor = Factor::none;
+  bool embedding = false;  ///< whether it belongs to the adapter of a table whose columns are looked up
 };
 
 /// The derivative of a loss with respect to a parameter of type M, summed over the backward calls since it was cleared, and the rank
@@ -112,7 +119,8 @@ struct Scoped {
 
   void operator()(Parameter parameter, auto&... members) const {
     const std::string path = std::string(name) + '.' + std::string(parameter.name);
-    f(Parameter{path, parameter.rank_axis}, members...);
+    parameter.name = path;
+    f(parameter, members...);
   }
 
   void layer(std::string_view inner, auto&... layers) const

@@ -149,8 +149,8 @@ struct Embedding {
   template <class F, class... T>
   static void zip_parameters(F&& f, T&... t) {
     if constexpr (requires { f.layer("", t...); }) return f.layer("", t...);
-    f(Parameter{"lora_embedding_A", RankAxis::rows}, t.adapter.A...);
-    f(Parameter{"lora_embedding_B", RankAxis::cols}, t.adapter.B...);
+    f(Parameter{"lora_embedding_A", RankAxis::rows, Factor::A, true}, t.adapter.A...);
+    f(Parameter{"lora_embedding_B", RankAxis::cols, Factor::B, true}, t.adapter.B...);
   }
 
  private:

@@ -81,14 +81,13 @@ void order_components(T& trained) {
     bool known = true;
   };
   std::vector<Factors> adapters;
-  const auto ends_in = [](std::string_view name, std::string_view end) { return name.substr(name.rfind('.') + 1) == end; };
   detail::zip_adapters(
       [&](std::size_t i, std::string_view name, Parameter parameter, auto& p) {
         if (i == adapters.size()) adapters.push_back({.name = std::string(name)});
         if constexpr (requires { adapters[i].A = &p; }) {
-          if (ends_in(parameter.name, "lora_A")) return void(adapters[i].A = &p);
+          if (parameter.factor == Factor::A && !parameter.embedding) return void(adapters[i].A = &p);
         } else if constexpr (requires { adapters[i].B = &p; }) {
-          if (ends_in(parameter.name, "lora_B")) return void(adapters[i].B = &p);
+          if (parameter.factor == Factor::B && !parameter.embedding) return void(adapters[i].B = &p);
         }
         adapters[i].known = false;
       },

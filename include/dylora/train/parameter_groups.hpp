@@ -13,12 +13,11 @@
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
 
-/// Learning rates and weight decay that differ between parameters: a function of their names, in the options of an optimiser.
+/// Learning rates and weight decay that differ between parameters: a function of what they are, in the options of an optimiser.
 ///
-///     AdamW optimizer(model, {.lr = 1e-4, .groups = lora_plus(16)});
-///     AdamW optimizer(model, {.lr = 1e-4, .weight_decay = 0.1, .groups = without_decay({"lora_magnitude_vector"}, lora_plus(16))});
-///     AdamW optimizer(model, {.groups = [](std::string_view name) {
-///       return name.starts_with("h.0.") ? ParameterGroup{.lr_ratio = 0.1} : ParameterGroup{};
+///     AdamW optimizer(model, {.lr = 1e-4, .weight_decay = 0.1, .groups = without_decay({"lora_magnitude_vector"})});
+///     AdamW optimizer(model, {.groups = [](const Parameter& parameter) {
+///       return parameter.name.starts_with("h.0.") ? ParameterGroup{.lr_ratio = 0.1} : ParameterGroup{};
 ///     }});
 namespace dylora {
 
@@ -30,9 +29,9 @@ struct ParameterGroup {
   bool operator==(const ParameterGroup&) const = default;
 };
 
-/// The group of each parameter by its whole name, "h.0.attn.q_proj.lora_B". Asked once for each, when an optimiser is made. None means one
+/// The group of each parameter, with its whole name, "h.0.attn.q_proj.lora_B". Asked once for each, when an optimiser is made. None means one
 /// group for all.
-using ParameterGroups = std::function<ParameterGroup(std::string_view name)>;
+using ParameterGroups = std::function<ParameterGroup(const Parameter& parameter)>;
 
 namespace detail {
 
@@ -46,7 +45,7 @@ class GroupOfEach {
   GroupOfEach(const T& trained, const ParameterGroups& groups, std::string_view who) {
     T::zip_parameters(
         [&](Parameter parameter, const auto&) {
-          const ParameterGroup group = groups ? groups(parameter.name) : ParameterGroup{};
+          const ParameterGroup group = groups ? groups(parameter) : ParameterGroup{};
           require_option(group.lr_ratio >= 0 && std::isfinite(group.lr_ratio), group.lr_ratio,
                          std::string(who) + ": lr_ratio of " + std::string(parameter.name), "a finite number ≥ 0");
           groups_.emplace_back(parameter.name, group);
@@ -72,33 +71,12 @@ class GroupOfEach {
 
 }  // namespace detail
 
-/// lr_B = ratio · lr_A: LoRA+ (Hayou et al., arXiv 2402.12354). The best ratio, above 1, depends on the task; 16 is a usual one, and the
-/// larger it is, the more the lr itself should be lowered.
-///
-/// What is B is said by the name alone, "lora_B": a magnitude, a gain or a gate keeps the optimiser's lr, whatever its shape. (PEFT's
-/// version puts everything of one dimension into the group of B.)
-///
-/// Both factors of an embedding's adapter have `embedding_ratio` alone, lr_A = lr_B. The authors' code and PEFT's give them a learning rate
-/// of their own, 1e-6 unless set, whatever lr and ratio are; here it moves with the optimiser's lr: for theirs, lora_plus(16, 1e-6 / lr).
-/// Throws std::invalid_argument unless both are finite numbers > 0.
-inline ParameterGroups lora_plus(double ratio, double embedding_ratio = 1) {
-  require_option(ratio > 0 && std::isfinite(ratio), ratio, "lora_plus: ratio", "a finite number > 0");
-  require_option(embedding_ratio > 0 && std::isfinite(embedding_ratio), embedding_ratio, "lora_plus: embedding_ratio",
-                 "a finite number > 0");
-  return [ratio, embedding_ratio](std::string_view name) -> ParameterGroup {
-    const std::string_view last = detail::last_segment(name);
-    if (last == "lora_B") return {.lr_ratio = ratio};
-    if (last == "lora_embedding_A" || last == "lora_embedding_B") return {.lr_ratio = embedding_ratio};
-    return {};
-  };
-}
-
 /// The groups of `others`, where parameters with one of these names after the last dot do not decay: a magnitude or a gain has nothing to
 /// gain from being pulled to zero.
 inline ParameterGroups without_decay(std::vector<std::string> names, ParameterGroups others = {}) {
-  return [names = std::move(names), others = std::move(others)](std::string_view name) {
-    ParameterGroup group = others ? others(name) : ParameterGroup{};
-    if (std::find(names.begin(), names.end(), detail::last_segment(name)) != names.end()) group.decays = false;
+  return [names = std::move(names), others = std::move(others)](const Parameter& parameter) {
+    ParameterGroup group = others ? others(parameter) : ParameterGroup{};
+    if (std::find(names.begin(), names.end(), detail::last_segment(parameter.name)) != names.end()) group.decays = false;
     return group;
   };
 }

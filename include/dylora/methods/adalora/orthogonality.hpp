@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
-#include <string_view>
 #include <type_traits>
 
 #include "dylora/core/error.hpp"
@@ -50,7 +49,7 @@ Orthogonality<S> orthogonality(const RowMatrix<S>& A, const Matrix<S>& B) {
   return result;
 }
 
-/// The same for every lora_A and lora_B in `trained`: gradients += weight · ∂/∂θ for the components that were trained; returns weight times
+/// The same for every factor A and B in `trained` but those of embeddings: gradients += weight · ∂/∂θ for the components that were trained; returns weight times
 /// the sum of the penalties. What is penalised is the prefix up to the last of those components, so that a step at rank b makes the first
 /// b of them orthogonal, and a frozen prefix is something to be orthogonal to.
 ///
@@ -70,8 +69,7 @@ double add_orthogonality(const T& trained, typename T::Gradients& gradients, dou
   T::zip_parameters(
       [&](Parameter parameter, const auto& p, auto& g) {
         using S = typename std::remove_cvref_t<decltype(p)>::Scalar;
-        const std::string_view last = parameter.name.substr(parameter.name.rfind('.') + 1);
-        if (last != "lora_A" && last != "lora_B") return;
+        if (parameter.factor == Factor::none || parameter.embedding) return;
         const bool rows = parameter.rank_axis == RankAxis::rows;
         Index reached = 0;
         detail::for_each_trained_range(parameter.rank_axis, g, [&](Index, Index end) { reached = end; });

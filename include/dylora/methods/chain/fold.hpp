@@ -62,15 +62,14 @@ void begin_afresh(A& adapter, Rng& rng) {
   }
 }
 
-/// Throws unless Δ is bilinear in what is trained: one product whose components are all parameters, lora_A and lora_B.
+/// Throws unless Δ is bilinear in what is trained: one product whose factors A and B are all of them.
 template <class A>
 void require_bilinear(const A& adapter, const std::string& what) {
   Index components = 0, parameters = 0;
   A::zip_parameters(
       [&](Parameter parameter, const auto& p) {
-        const std::string_view last = parameter.name.substr(parameter.name.rfind('.') + 1);
-        if (last == "lora_A") components += p.rows();
-        if (last == "lora_A" || last == "lora_B") parameters += p.size();
+        if (parameter.factor == Factor::A) components += p.rows();
+        if (parameter.factor != Factor::none) parameters += p.size();
       },
       adapter);
   bool bilinear = parameters == parameter_count(adapter);

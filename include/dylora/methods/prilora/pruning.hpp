@@ -79,7 +79,7 @@ struct PruningOptions {
 ///     });
 ///     pruning.after_step(model);
 ///
-/// Every parameter "lora_A" of an adapter that observes its input is pruned, all its components at once, whatever ranks the steps had. The
+/// Every factor A of an adapter that observes its input is pruned, all its components at once, whatever ranks the steps had. The
 /// norm of a step is over all its samples. With keeps_pruned, their gradients are 0 too, and what an optimiser's momentum makes of them is
 /// taken back after each step.
 template <class T>
@@ -189,20 +189,20 @@ class Pruning {
 
   static void require_count(Index count) { require_in_range(count, 0, std::numeric_limits<Index>::max(), "Pruning: count"); }
 
-  /// Calls f(name, A, …) for each lora_A of one adapter.
+  /// Calls f(name, A, …) for each factor A of one adapter.
   template <class F, class A, class... Beside>
   static void for_each_in(std::string_view layer, F& f, A& adapter, Beside&... beside) {
     std::remove_const_t<A>::zip_parameters(
         [&](Parameter parameter, auto& p, auto&... others) {
           if constexpr (std::remove_cvref_t<decltype(p)>::IsRowMajor) {
-            if (parameter.name.substr(parameter.name.rfind('.') + 1) != "lora_A") return;
+            if (parameter.factor != dylora::Factor::A) return;
             f(std::string(layer) + (layer.empty() ? "" : ".") + std::string(parameter.name), p, others...);
           }
         },
         adapter, beside...);
   }
 
-  /// Calls f(name, A) for each lora_A of an adapter that observes its input.
+  /// Calls f(name, A) for each factor A of an adapter that observes its input.
   template <class Model, class F>
   static void for_each_observed(Model& model, F&& f) {
     for_each_layer(model, [&](std::string_view name, auto& layer) {
