@@ -91,9 +91,8 @@ inline Contents read_safetensors(const dylora::MappedFile& file, dylora::ScaleRu
   add_safetensors(read, contents);
   const auto program = read.metadata.find("dylora");
   if (program != read.metadata.end() && program->second.starts_with("checkpoint")) {
-    detail::require_whole_checkpoint(file.bytes(), file.name());
+    contents.step = checkpoint_step(file.bytes(), file.name());
     contents.kind = "checkpoint of a training run";
-    contents.step = detail::parse_whole_checkpoint(file.bytes(), file.name()).step;
     return contents;
   }
   for (const auto& [module, pair] : sort_peft_tensors(read.tensors, file.name()).modules) {
@@ -185,7 +184,7 @@ inline Contents read_gguf(const dylora::MappedFile& file, dylora::ScaleRule rule
   if (!adapter) return contents;
   contents.kind = "GGUF adapter";
   const auto* architecture = read.find_as<std::string>("general.architecture");
-  detail::GgufAdapter factors(read, file.name(), {.architecture = architecture == nullptr ? "" : *architecture});
+  GgufAdapter factors(read, file.name(), {.architecture = architecture == nullptr ? "" : *architecture});
   const auto extent = [](const GgufTensor* tensor, std::size_t from_behind) -> Index {  // ggml leaves out leading extents of 1
     if (tensor == nullptr) return 1;
     return tensor->shape.size() < from_behind ? 1 : tensor->shape[tensor->shape.size() - from_behind];
@@ -195,7 +194,7 @@ inline Contents read_gguf(const dylora::MappedFile& file, dylora::ScaleRule rule
     if (!name.ends_with(a) && !name.ends_with(b)) continue;
     const std::string module(name.substr(0, name.size() - a.size()));
     const Index in = extent(read.find_tensor(module + std::string(a)), 1), out = extent(read.find_tensor(module + std::string(b)), 2);
-    const auto taken = factors.take<double>({.module = module, .tensor = module}, in, out);
+    const auto taken = factors.take<double>(module, in, out);
     if (!taken) continue;  // with its other half
     const double alpha = static_cast<double>(factors.alpha());
     const std::string source =

@@ -204,7 +204,7 @@ inline std::vector<MergedTensor> merge(PeftAdapter& adapter, const MergeOptions&
   metadata.insert({"format", "pt"});
 
   AtomicFile out(options.out);
-  out.write(detail::safetensors_beginning(tensors, metadata));
+  out.write(safetensors_beginning(tensors, metadata));
   for (const TensorView& tensor : tensors) {
     const auto found = merged.find(tensor.name);
     if (found == merged.end()) {

@@ -11,7 +11,6 @@
 
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
-#include "dylora/io/bytes/mapped_file.hpp"
 #include "dylora/io/peft/config.hpp"
 #include "dylora/io/peft/reader.hpp"
 #include "dylora/io/peft/tensors.hpp"
@@ -34,21 +33,18 @@ class PeftAdapter {
   struct Shape {
     Index in_features, out_features, rank;
   };
-  using Factors = dylora::detail::PeftAdapter<double>;
+  using Factors = dylora::PeftAdapter<double>;
 
   /// Throws FileError or FormatError.
-  explicit PeftAdapter(const std::filesystem::path& folder)
-      : reader_(folder), weights_(folder / "adapter_model.safetensors"), config_(read_config(folder / "adapter_config.json")) {
-    const dylora::PeftTensors tensors = dylora::sort_peft_tensors(weights_.tensors(), weights_.name());
-    for (const auto& [name, pair] : tensors.modules) {
+  explicit PeftAdapter(const std::filesystem::path& folder) : reader_(folder) {
+    for (const auto& [name, pair] : reader_.tensors().modules) {
       const Index in = pair.A == nullptr ? 0 : pair.A->shape[1], out = pair.B == nullptr ? 0 : pair.B->shape[0];
       modules_[name] = {in, out, pair.A == nullptr ? 0 : pair.A->shape[0]};
     }
-    others_ = tensors.others;
   }
 
-  const dylora::SafetensorsFile& weights() const { return weights_; }
-  const dylora::PeftConfig& config() const { return config_; }
+  const dylora::SafetensorsFile& weights() const { return reader_.weights(); }
+  const dylora::PeftConfig& config() const { return reader_.config(); }
   const std::map<std::string, Shape>& modules() const { return modules_; }
 
   /// The factors of one of `modules`. Throws FormatError if they do not fit each other or the config.
@@ -60,28 +56,20 @@ class PeftAdapter {
   /// Of which numbers the scale was made.
   std::string scale_source(const Factors& taken) const {
     const Index rank = taken.factors.A.rows();
-    const std::string r = std::to_string(rank) + (rank == config_.r ? "" : " (rank_pattern)");
-    return "lora_alpha " + number(taken.alpha) + (taken.alpha == config_.lora_alpha ? "" : " (alpha_pattern)") +
-           (config_.use_rslora ? " / sqrt of r " + r + ", use_rslora" : " / r " + r);
+    const std::string r = std::to_string(rank) + (rank == config().r ? "" : " (rank_pattern)");
+    return "lora_alpha " + number(taken.alpha) + (taken.alpha == config().lora_alpha ? "" : " (alpha_pattern)") +
+           (config().use_rslora ? " / sqrt of r " + r + ", use_rslora" : " / r " + r);
   }
 
   std::vector<std::string> notes() const {
     std::vector<std::string> notes = reader_.notes();
-    for (const std::string& name : others_) notes.push_back("tensor " + dylora::in_quotes(name) + " is no factor of a pair");
+    for (const std::string& name : reader_.tensors().others) notes.push_back("tensor " + dylora::in_quotes(name) + " is no factor of a pair");
     return notes;
   }
 
  private:
-  static dylora::PeftConfig read_config(const std::filesystem::path& path) {
-    const dylora::MappedFile file(path);
-    return dylora::parse_peft_config(file.text(), file.name());
-  }
-
-  dylora::detail::PeftFolder reader_;
-  dylora::SafetensorsFile weights_;
-  dylora::PeftConfig config_;
+  dylora::PeftFolder reader_;
   std::map<std::string, Shape> modules_;
-  std::vector<std::string> others_;
 };
 
 }  // namespace inspect

@@ -53,7 +53,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     read(tensor);
   }
 
-  std::string again = detail::safetensors_beginning(contents.tensors, contents.metadata);
+  std::string again = safetensors_beginning(contents.tensors, contents.metadata);
   again.append(reinterpret_cast<const char*>(data) + (size - in_tensors), in_tensors);
   const SafetensorsContents second = parse_safetensors(std::as_bytes(std::span(again)), "again");
   require(second.metadata == contents.metadata);

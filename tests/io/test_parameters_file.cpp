@@ -228,7 +228,7 @@ void write_toy(const std::filesystem::path& path, const std::map<std::string, Ma
   std::map<std::string, std::string> all{{"dylora", "parameters 1"}, {"setting.seed", "7"}, {"setting.variant", "\"language\""}};
   for (const auto& [key, value] : metadata) all[key] = value;
   std::erase_if(all, [](const auto& entry) { return entry.second.empty(); });
-  std::string file = detail::safetensors_beginning(views, all);  // which writes NaNs too
+  std::string file = safetensors_beginning(views, all);  // which writes NaNs too
   for (const TensorView& view : views) file.append(reinterpret_cast<const char*>(view.bytes.data()), view.bytes.size());
   put(path, file);
 }

@@ -195,7 +195,7 @@ TEST_CASE("files of other kinds and versions are refused for what they are") {
   says("version https://git-lfs.github.com/spec/v1\noid sha256:0123456789abcdef0123456789abcdef\n", other);
   const std::vector<float> values(64);
   const std::vector<TensorView> tensors{tensor_view("values", values)};
-  says(detail::safetensors_beginning(tensors, {{"format", "pt"}}) + std::string(256, '\0'), other);
+  says(safetensors_beginning(tensors, {{"format", "pt"}}) + std::string(256, '\0'), other);
   says(with_checksum(replaced(whole, "checkpoint 1", "checkpoint 2")), "file: expected a checkpoint 1, got \"checkpoint 2\"");
   says(with_checksum(replaced(whole, "\"step\":\"12\"", "\"step\":\"-2\"")), "file: expected the number of a step, got \"-2\"");
   says(with_checksum(replaced(whole, "\"step\":\"12\"", "\"stop\":\"12\"")), "file: expected the number of a step, got \"\"");

@@ -73,7 +73,7 @@ class Edited {
   void write() const {
     std::vector<TensorView> views;
     for (const Tensor& t : tensors_) views.push_back({t.name, t.dtype, t.shape, t.bytes});
-    std::string file = detail::safetensors_beginning(views, {});
+    std::string file = safetensors_beginning(views, {});
     for (const Tensor& t : tensors_) file.append(reinterpret_cast<const char*>(t.bytes.data()), t.bytes.size());
     put(folder_ / "adapter_model.safetensors", file);
   }

@@ -56,7 +56,7 @@ void write(const std::filesystem::path& folder, const std::string& config_text, 
   put(folder / "adapter_config.json", config_text);
   std::vector<TensorView> views;
   for (const Tensor& t : tensors) views.push_back({t.name, t.dtype, t.shape, t.bytes});
-  std::string file = detail::safetensors_beginning(views, metadata);  // which writes NaNs and nothing at all, too
+  std::string file = safetensors_beginning(views, metadata);  // which writes NaNs and nothing at all, too
   for (const Tensor& t : tensors) file.append(reinterpret_cast<const char*>(t.bytes.data()), t.bytes.size());
   put(folder / "adapter_model.safetensors", file);
 }

@@ -93,10 +93,17 @@ std::string checkpoint_bytes(Index step, State&& state) {
     detail::require_writable(tensor);
     size += tensor.bytes.size();
   }
-  std::string bytes = detail::safetensors_beginning(tensors, metadata);
+  std::string bytes = safetensors_beginning(tensors, metadata);
   bytes.reserve(bytes.size() + size);
   for (const TensorView& tensor : tensors) bytes.append(reinterpret_cast<const char*>(tensor.bytes.data()), tensor.bytes.size());
   return bytes.replace(detail::checksum_position, detail::checksum_digits, detail::checkpoint_checksum(std::as_bytes(std::span(bytes))));
+}
+
+/// The step of a checkpoint file, read without its state. Throws FormatError, beginning with `name`, if the bytes are damaged or no such
+/// file. Costs one pass over the bytes.
+inline Index checkpoint_step(std::span<const std::byte> bytes, const std::string& name) {
+  detail::require_whole_checkpoint(bytes, name);
+  return detail::parse_whole_checkpoint(bytes, name).step;
 }
 
 /// Gives `state` what the bytes of a checkpoint file hold, and returns its step. Throws FormatError, beginning with `name` and with nothing

@@ -125,7 +125,7 @@ std::vector<AdapterScale> save_gguf(const std::filesystem::path& path, const T& 
 template <class T>
 LoadReport load_gguf(const GgufContents& contents, const std::string& file, T& model, const GgufOptions& options) {
   detail::require_gguf_options(options);
-  detail::GgufAdapter adapters(contents, file, options);
+  GgufAdapter adapters(contents, file, options);
   LoadReport report;
   std::vector<std::function<void()>> changes;
   detail::for_each_gguf_module(model, options, "load_gguf", [&](const detail::GgufModule& place, auto& adapter) {
@@ -145,7 +145,7 @@ LoadReport load_gguf(const GgufContents& contents, const std::string& file, T& m
     }
     changes.push_back([&adapter, changed = std::move(changed)]() mutable { adapter = std::move(changed); });
   });
-  report.unmatched_tensors = adapters.left();
+  report.unmatched_tensors = adapters.unmatched();
   report.notes = adapters.notes();
   if (options.strict) detail::require_complete(report, file);
   for (const auto& change : changes) change();

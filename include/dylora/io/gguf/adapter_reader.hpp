@@ -20,14 +20,22 @@
 #include "dylora/io/gguf/modules.hpp"
 #include "dylora/io/gguf/scale.hpp"
 
-namespace dylora::detail {
+namespace dylora {
+
+namespace detail {
 
 /// The two tensors of a module.
 struct GgufPair {
   const GgufTensor *a = nullptr, *b = nullptr;
 };
 
-/// What an adapter file says, before anything of it is in a model. Each module is taken out; what is left was for none.
+}  // namespace detail
+
+/// What an adapter file says, read without a model. Each module is taken out; what is left was for none. Holds pointers to the tensors of
+/// the contents, which must outlive it.
+///
+///     GgufAdapter adapter(contents, "adapter.gguf", {.architecture = "gpt2"});
+///     const auto factors = adapter.take<float>("blk.0.attn_qkv", 768, 2304);  // Δ = scale · B · A
 class GgufAdapter {
  public:
   /// Throws FormatError, beginning with `file`, for what is no LoRA adapter of that architecture.
@@ -64,37 +72,48 @@ class GgufAdapter {
     }
   }
 
+  /// As messages begin with it.
+  const std::string& name() const { return file_; }
+  /// Of all modules; 0 where the file has none.
   float alpha() const { return alpha_; }
+  /// What was assumed or changed on the way.
   const std::vector<std::string>& notes() const { return notes_; }
+
+  /// The factors of a tensor, named without its ".weight.lora_a", in the file's order of rows; none if the file says nothing about it. Throws
+  /// as the other take does.
+  template <class S>
+  std::optional<LowRankFactors<S>> take(const std::string& tensor, Index in_features, Index out_features) {
+    return take<S>(detail::GgufModule{.module = tensor, .tensor = tensor}, in_features, out_features);
+  }
 
   /// The factors of a module, its B in the model's order of rows; none if the file says nothing about it. Throws FormatError, naming the
   /// tensor, if they are not an r × in and an out × r matrix of finite numbers.
   template <class S>
-  std::optional<LowRankFactors<S>> take(const GgufModule& place, Index in_features, Index out_features) {
+  std::optional<LowRankFactors<S>> take(const detail::GgufModule& place, Index in_features, Index out_features) {
     const auto pair = pairs_.extract(place.tensor);
     if (cut_.erase(place.tensor) > 0) {
       if (!pair.empty()) fail("tensor " + in_quotes(place.tensor) + ": expected either factors or a place in dylora.rank_0, got both");
       return LowRankFactors<S>{RowMatrix<S>(0, in_features), Matrix<S>(out_features, 0), 1};
     }
     if (pair.empty()) return std::nullopt;
-    const GgufPair tensors = pair.mapped();
+    const detail::GgufPair tensors = pair.mapped();
     for (const auto& [tensor, suffix] : {std::pair(tensors.a, ".weight.lora_a"), std::pair(tensors.b, ".weight.lora_b")}) {
       if (tensor == nullptr) fail("tensor " + in_quotes(place.tensor + suffix) + ": expected it beside its other half, got none");
     }
     const Index rank = std::max<Index>(matrix_view(*tensors.a).shape.front(), 1);
     const TensorView a = matrix_view(*tensors.a, rank, in_features), b = matrix_view(*tensors.b, out_features, rank);
     LowRankFactors<S> factors{matrix<S>(a), matrix<S>(b)};
-    if (gguf_scale(alpha_, rank) == 0)
+    if (detail::gguf_scale(alpha_, rank) == 0)
       fail("adapter.lora.alpha: expected one that is not 0 when divided by a rank of " + std::to_string(rank) + ", got less");
     // Not rounded to float: the adapter does that where it is one of floats, and its alpha is then this one.
     factors.scale = alpha_ == 0 ? 1 : std::abs(static_cast<double>(alpha_)) / static_cast<double>(rank);
     if (alpha_ < 0) factors.B = -factors.B;
-    if (place.heads > 0) factors.B = gguf_row_order(out_features, place.heads).inverse() * factors.B;
+    if (place.heads > 0) factors.B = detail::gguf_row_order(out_features, place.heads).inverse() * factors.B;
     return factors;
   }
 
   /// What no module took.
-  std::vector<std::string> left() const {
+  std::vector<std::string> unmatched() const {
     std::vector<std::string> names = others_;
     for (const auto& [module, pair] : pairs_) {
       for (const GgufTensor* tensor : {pair.a, pair.b}) {
@@ -146,11 +165,11 @@ class GgufAdapter {
 
   std::string file_;
   float alpha_ = 0;
-  std::map<std::string, GgufPair> pairs_;
+  std::map<std::string, detail::GgufPair> pairs_;
   std::set<std::string> cut_;
   std::vector<std::string> others_, notes_;
 };
 
-}  // namespace dylora::detail
+}  // namespace dylora
 
 #endif

@@ -38,17 +38,13 @@ struct PeftShape {
   }
 };
 
-namespace detail {
-
 /// What a file has for one module, its tensors as the matrices of PeftShape.
 template <std::floating_point S>
 struct PeftAdapter {
   LowRankFactors<S> factors;
-  double alpha = 0;
-  Vector<S> magnitude = {};  // of DoRA, else empty
+  double alpha = 0;          ///< as the file has it; factors.scale is what follows from it
+  Vector<S> magnitude = {};  ///< of DoRA, else empty
 };
-
-}  // namespace detail
 
 }  // namespace dylora
 

@@ -34,28 +34,28 @@ double whole_scale(const A& adapter) {
 }
 
 /// A frozen weight and its adapter: a linear layer, with a magnitude or without, or an embedding.
-template <class Layer>
+template <class L>
 class PeftLayer {
-  using A = std::remove_cvref_t<decltype(std::declval<Layer&>().adapter)>;
+  using A = std::remove_cvref_t<decltype(std::declval<L&>().adapter)>;
 
  public:
   using Scalar = typename A::Scalar;
   using S = Scalar;
 
-  explicit PeftLayer(Layer& layer) : layer_(layer) {}
+  explicit PeftLayer(L& layer) : layer_(layer) {}
 
   PeftShape shape() const {
-    return {.kind = EmbeddingLayer<Layer> ? PeftKind::embedding : PeftKind::linear,
+    return {.kind = EmbeddingLayer<L> ? PeftKind::embedding : PeftKind::linear,
             .channels = layer_.adapter.in_features(),
             .out = layer_.adapter.out_features(),
-            .dora = MagnitudeLayer<Layer>};
+            .dora = MagnitudeLayer<L>};
   }
   Index max_rank() const { return layer_.adapter.max_rank(); }
   Index components() const { return layer_.adapter.components(); }
 
   PeftAdapter<S> values(Index rank) const {
     PeftAdapter<S> result{layer_.adapter.factors(rank)};
-    if constexpr (MagnitudeLayer<Layer>) {
+    if constexpr (MagnitudeLayer<L>) {
       if (rank == 0) return result;
       const auto& magnitude = layer_.magnitude;
       result.magnitude = magnitude.col(0);
@@ -68,7 +68,7 @@ class PeftLayer {
     A adapter = layer_.adapter;
     adapter.set_factors(std::move(values.factors));
     const double scale = whole_scale(adapter);
-    if constexpr (MagnitudeLayer<Layer>) {
+    if constexpr (MagnitudeLayer<L>) {
       auto magnitude = layer_.magnitude;
       if constexpr (!decltype(magnitude)::IsVectorAtCompileTime) magnitude.setZero(magnitude.rows(), adapter.components());
       if (values.magnitude.size() > 0) magnitude.col(0) = values.magnitude;
@@ -82,7 +82,7 @@ class PeftLayer {
   }
 
  private:
-  Layer& layer_;
+  L& layer_;
 };
 
 /// A convolution, whose groups are projections with an adapter each. PEFT's A reads the channels of all groups: here, each of its rows

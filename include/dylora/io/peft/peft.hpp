@@ -118,7 +118,7 @@ std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T
     if (!paths.insert(path).second) throw std::invalid_argument(subject + ": expected a name of its own, got that of another");
     const Index wanted = *rank_of_file++;
     require_in_range(wanted, 0, module.components(), subject + ": rank");
-    detail::PeftAdapter<S> values = detail::naming(subject, [&] { return module.values(wanted); });
+    PeftAdapter<S> values = detail::naming(subject, [&] { return module.values(wanted); });
     LowRankFactors<S>& factors = values.factors;
     const PeftShape shape = module.shape();
     const Index rank = factors.A.rows();
@@ -168,7 +168,7 @@ std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T
 /// with dilation.
 template <class T>
 LoadReport load_peft(const std::filesystem::path& folder, T& model, const LoadPeftOptions& options = {}) {
-  detail::PeftFolder file(folder);
+  PeftFolder file(folder);
   LoadReport report;
   std::vector<std::function<void()>> assignments;
   const auto path_of = [&](std::string_view name) { return detail::peft_path(options, name); };

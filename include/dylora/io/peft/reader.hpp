@@ -29,7 +29,9 @@
 #include "dylora/io/peft/tensors.hpp"
 #include "dylora/io/safetensors/safetensors.hpp"
 
-namespace dylora::detail {
+namespace dylora {
+
+namespace detail {
 
 /// A rank_pattern or an alpha_pattern, ready to be asked.
 template <class Value>
@@ -61,7 +63,13 @@ class PeftPatterns {
   std::vector<Entry> entries_;
 };
 
-/// The two files of an adapter, checked but for what only the model can say.
+}  // namespace detail
+
+/// The folder of an adapter, read without a model: its two files, checked but for what only the model can say. Keeps the weights mapped;
+/// each module's factors are read when they are taken.
+///
+///     PeftFolder file("adapter");
+///     const auto found = file.take<float>("h.0.attn.c_attn", 768, 2304);  // found->factors: Δ = scale · B · A
 class PeftFolder {
  public:
   /// Throws FileError or FormatError.
@@ -79,6 +87,9 @@ class PeftFolder {
 
   /// The path of the weights, as messages begin with it.
   const std::string& name() const { return weights_.name(); }
+  const PeftConfig& config() const { return config_; }
+  const SafetensorsFile& weights() const { return weights_; }
+  const PeftTensors& tensors() const { return tensors_; }
 
   /// The same for a linear layer.
   template <std::floating_point S>
@@ -135,7 +146,8 @@ class PeftFolder {
     return names;
   }
 
-  std::vector<std::string> notes() const { return notes_; }
+  /// What was assumed, ignored or changed on the way.
+  const std::vector<std::string>& notes() const { return notes_; }
 
   [[noreturn]] void fail(const std::string& what) const { throw FormatError(name() + ": " + what); }
 
@@ -240,12 +252,12 @@ class PeftFolder {
   PeftConfig config_;
   SafetensorsFile weights_;
   PeftTensors tensors_;
-  PeftPatterns<Index> ranks_;
-  PeftPatterns<double> alphas_;
+  detail::PeftPatterns<Index> ranks_;
+  detail::PeftPatterns<double> alphas_;
   std::set<std::string> rank_0_, taken_;
   std::vector<std::string> notes_;
 };
 
-}  // namespace dylora::detail
+}  // namespace dylora
 
 #endif

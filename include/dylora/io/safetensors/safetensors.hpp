@@ -167,30 +167,33 @@ inline std::string json_string(const std::string& text) {
   }
 }
 
-/// All that comes before the data, for tensors that lie there in this order.
+}  // namespace detail
+
+/// All that comes before the data, for tensors that lie there in this order, one after the other without a gap: what a program writes first
+/// that streams values into the file which it need not hold at once. Of the tensors, names, types, shapes and sizes are used, not values.
+/// Throws std::invalid_argument for text that is not UTF-8 and for a header of more than 100000000 bytes; checks nothing else.
 inline std::string safetensors_beginning(const std::vector<TensorView>& tensors, const std::map<std::string, std::string>& metadata) {
-  std::string text(safetensors_word, '\0');
+  std::string text(detail::safetensors_word, '\0');
   text += R"({"__metadata__":{)";
-  for (const auto& [key, value] : metadata) text += (text.back() == '{' ? "" : ",") + json_string(key) + ":" + json_string(value);
+  for (const auto& [key, value] : metadata)
+    text += (text.back() == '{' ? "" : ",") + detail::json_string(key) + ":" + detail::json_string(value);
   text += "}";
   std::uint64_t begin = 0;
   for (const TensorView& tensor : tensors) {
     const std::uint64_t end = begin + tensor.bytes.size();
     const nlohmann::ordered_json entry{{"dtype", info(tensor.dtype).name}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
-    text += "," + json_string(tensor.name) + ":" + entry.dump();
+    text += "," + detail::json_string(tensor.name) + ":" + entry.dump();
     begin = end;
   }
   text += "}";
-  text.append((safetensors_word - text.size() % safetensors_word) % safetensors_word, ' ');
-  const std::uint64_t length = text.size() - safetensors_word;
-  if (length > largest_safetensors_header) {
+  text.append((detail::safetensors_word - text.size() % detail::safetensors_word) % detail::safetensors_word, ' ');
+  const std::uint64_t length = text.size() - detail::safetensors_word;
+  if (length > detail::largest_safetensors_header) {
     throw std::invalid_argument("safetensors: expected a header of at most 100000000 bytes, got " + std::to_string(length));
   }
-  std::memcpy(text.data(), &length, safetensors_word);
+  std::memcpy(text.data(), &length, detail::safetensors_word);
   return text;
 }
-
-}  // namespace detail
 
 /// Writes the tensors and metadata (format=pt is added) into `file`, the same bytes for the same contents in any order: tensors by the
 /// alignment of their type, the largest first, then by name. Commits nothing.
@@ -206,7 +209,7 @@ inline void write_safetensors(AtomicFile& file, std::vector<TensorView> tensors,
   std::sort(tensors.begin(), tensors.end(),
             [](const TensorView& a, const TensorView& b) { return std::tie(b.dtype, a.name) < std::tie(a.dtype, b.name); });
   metadata.insert({"format", "pt"});
-  const std::string beginning = detail::safetensors_beginning(tensors, metadata);
+  const std::string beginning = safetensors_beginning(tensors, metadata);
   for (const TensorView& tensor : tensors) {
     if (!all_finite(tensor)) {
       throw NonFiniteError("safetensors: tensor " + in_quotes(tensor.name) + ": expected finite values, got a NaN or an infinity");
