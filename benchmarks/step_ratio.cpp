@@ -16,6 +16,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -196,7 +197,7 @@ class Benchmark {
     const auto layer = adapted<Storage>(shape, 8, rng);
     const Matrix<float> x = random_uniform<float>(shape.in, shape.tokens, 0.5, rng);
     Matrix<float> y(shape.out, shape.tokens);
-    LowRank<float>::Cache cache;
+    typename std::remove_cvref_t<decltype(layer)>::Cache cache;
     for (const int threads : o_.threads) {
       text::use_threads(threads);
       std::vector<measure::Contender> contenders{{"forward", measure::timed([&] { layer.apply(x, 8, cache, y); }, o_.seconds)}};
