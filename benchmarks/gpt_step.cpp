@@ -9,8 +9,6 @@
 #include <cstddef>
 #include <cstdio>
 #include <dylora/dylora.hpp>
-#include <exception>
-#include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
@@ -21,6 +19,7 @@
 
 #include "gpt_step/step.hpp"
 #include "measure/peak_memory.hpp"
+#include "measure/program.hpp"
 #include "measure/report.hpp"
 #include "measure/turns.hpp"
 #include "peers/torch_peer.hpp"
@@ -45,20 +44,18 @@ struct Case {
 
 struct Options {
   std::vector<int> threads{1, goal_threads};
-  int rounds = 15, steps = 4;
-  std::string json;
-  bool append = false, alone = false, quick = false;
+  measure::RowOptions rows;
+  int steps = 4;
+  bool alone = false, quick = false;
   std::vector<Index> memory_of;
 };
 
 void declare(CLI::App& app, Options& o) {
   app.add_option("--threads", o.threads, "Numbers of threads")->check(CLI::PositiveNumber);
-  app.add_option("--rounds", o.rounds, "Rounds in which all contenders take a turn")->check(CLI::PositiveNumber);
+  measure::declare(app, o.rows);
   app.add_option("--steps", o.steps, "Steps of a turn")->check(CLI::PositiveNumber);
-  app.add_option("--json", o.json, "Write the rows to this file");
-  app.add_flag("--append", o.append, "Keep the rows that this file has")->needs("--json");
   app.add_flag("--alone", o.alone, "Do not look for PyTorch");
-  app.add_flag("--quick", o.quick, "A tiny model and few rounds, to see that it works");
+  app.add_flag("--quick", o.quick, "A tiny model, and few and short rounds unless told otherwise: to see that it works");
   app.add_option("--memory-of", o.memory_of, "Width, layers, windows, context, threads: only print the memory of its steps in bytes")
       ->expected(5)
       ->group("");  // hidden: what the program calls itself with
@@ -77,9 +74,7 @@ double memory_of(const Task& task) {
 
 class Benchmark {
  public:
-  explicit Benchmark(const Options& options) : o_(options) {
-    if (o_.append) report_.read(o_.json);
-    if (!o_.json.empty()) report_.write(o_.json);  // if it cannot be written, before the work
+  explicit Benchmark(const Options& options) : o_(options), report_(measure::begin_report(options.rows)) {
     if (!o_.alone) torch_ = peers::TorchPeer::start();
     if (torch_) {
       std::fprintf(stderr, "PyTorch %s\n", torch_->version().c_str());
@@ -95,7 +90,7 @@ class Benchmark {
                                      {{.config = {.width = 256, .layers = 4}}, {measure::at_least(3), measure::at_most(0.5)}}};
     for (const auto& [task, goals] : cases) compare_times(task, goals);
     for (const auto& [task, goals] : cases) compare_memory(task, goals);
-    if (!o_.json.empty()) report_.write(o_.json);
+    measure::end_report(report_, o_.rows);
   }
 
  private:
@@ -145,7 +140,7 @@ class Benchmark {
       contenders.push_back(contender(task, "PyTorch", torch_side(task, o_.threads[i])));
     }
 
-    const auto seconds = measure::take_turns(contenders, o_.rounds);
+    const auto seconds = measure::take_turns(contenders, o_.rows.rounds);
     for (std::size_t i = 0; i < o_.threads.size(); ++i) {
       const int threads = o_.threads[i];
       const auto add = [&](const std::string& what, const measure::Ratio& of, const std::optional<measure::Goal>& goal = std::nullopt) {
@@ -187,15 +182,8 @@ class Benchmark {
   }
 
   static double own_memory(const Task& task) {
-    const std::string program = std::filesystem::read_symlink("/proc/self/exe").string();
-    std::string command = '\'' + program + "' --memory-of";
-    for (const Index value : {task.config.width, task.config.layers, task.windows, task.config.context, Index{goal_threads}}) {
-      command += ' ' + std::to_string(value);
-    }
-    const std::unique_ptr<FILE, int (*)(FILE*)> output(popen(command.c_str(), "r"), pclose);
-    double bytes = 0;
-    if (!output || std::fscanf(output.get(), "%lf", &bytes) != 1) throw std::runtime_error("no answer from " + command);
-    return bytes;
+    return measure::ask_own_process("--memory-of",
+                                    {task.config.width, task.config.layers, task.windows, task.config.context, goal_threads});
   }
 
   Options o_;
@@ -203,29 +191,23 @@ class Benchmark {
   measure::Report report_;
 };
 
+void run(Options o, const CLI::App& app) {
+  if (!o.memory_of.empty()) {
+    const auto& of = o.memory_of;
+    text::use_threads(static_cast<int>(of[4]));
+    std::printf("%.0f\n", memory_of({.config = {.context = of[3], .width = of[0], .layers = of[1]}, .windows = of[2]}));
+    return;
+  }
+  if (o.quick) {
+    measure::unless_told(app, "--rounds", o.rows.rounds, 2);
+    measure::unless_told(app, "--steps", o.steps, 2);
+  }
+  Benchmark(o).run();
+}
+
 }  // namespace gpt_step
 
 int main(int argc, char** argv) {
-  gpt_step::Options options;
-  CLI::App app("Compare a training step of a small GPT with the same step in PyTorch");
-  app.option_defaults()->always_capture_default();
-  gpt_step::declare(app, options);
-  CLI11_PARSE(app, argc, argv);
-  if (options.quick) {
-    options.rounds = 2;
-    options.steps = 2;
-  }
-  try {
-    if (!options.memory_of.empty()) {
-      const auto& of = options.memory_of;
-      text::use_threads(static_cast<int>(of[4]));
-      std::printf("%.0f\n", gpt_step::memory_of({.config = {.context = of[3], .width = of[0], .layers = of[1]}, .windows = of[2]}));
-    } else {
-      gpt_step::Benchmark(options).run();
-    }
-    return 0;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "gpt_step: %s\n", error.what());
-    return 1;
-  }
+  return measure::program_main(argc, argv, "gpt_step", "Compare a training step of a small GPT with the same step in PyTorch",
+                               gpt_step::Options{}, gpt_step::declare, gpt_step::run);
 }

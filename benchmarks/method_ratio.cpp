@@ -8,13 +8,13 @@
 #include <cstddef>
 #include <cstdio>
 #include <dylora/dylora.hpp>
-#include <exception>
 #include <functional>
 #include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "measure/program.hpp"
 #include "measure/report.hpp"
 #include "measure/turns.hpp"
 #include "method_ratio/methods.hpp"
@@ -29,10 +29,9 @@ constexpr Index few_bases = 16, many_bases = 1024;
 struct Options {
   std::vector<int> threads{1, goal_threads};
   std::vector<std::string> shapes, methods;
-  int rounds = 15;
+  measure::RowOptions rows;
   double seconds = 0.02;
-  std::string json;
-  bool append = false, quick = false;
+  bool quick = false;
   std::vector<Index> nola_peak;
 };
 
@@ -40,10 +39,8 @@ void declare(CLI::App& app, Options& o) {
   app.add_option("--threads", o.threads, "Numbers of threads")->check(CLI::PositiveNumber);
   app.add_option("--shapes", o.shapes, "Only shapes with one of these in their name, such as 3072->768");
   app.add_option("--methods", o.methods, "Only methods with one of these in their name, such as DoRA");
-  app.add_option("--rounds", o.rounds, "Rounds in which all methods take a turn")->check(CLI::PositiveNumber);
+  measure::declare(app, o.rows);
   app.add_option("--seconds", o.seconds, "Length of a turn")->check(CLI::PositiveNumber);
-  app.add_option("--json", o.json, "Write the rows to this file");
-  app.add_flag("--append", o.append, "Keep the rows that it has")->needs("--json");
   app.add_flag("--quick", o.quick, "Tiny shapes, and few and short rounds unless told otherwise: to see that it works");
   app.add_option("--nola-peak", o.nola_peak, "In, out, tokens, bases, threads: only print by how much the memory grows, in bytes")
       ->expected(5)
@@ -57,10 +54,7 @@ bool wanted(const std::vector<std::string>& parts, const std::string& name) {
 
 class Benchmark {
  public:
-  explicit Benchmark(const Options& options) : o_(options) {
-    if (o_.append) report_.read(o_.json);
-    if (!o_.json.empty()) report_.write(o_.json);  // may be impossible: now rather than after the work
-  }
+  explicit Benchmark(const Options& options) : o_(options), report_(measure::begin_report(options.rows)) {}
 
   void run() {
     for (const Shape& shape :
@@ -69,7 +63,7 @@ class Benchmark {
     }
     const Shape large = o_.quick ? Shape{256, 256, 256} : Shape{3072, 768, 512};
     if (wanted(o_.shapes, large.name()) && wanted(o_.methods, "NOLA")) compare_memory(large);
-    if (!o_.json.empty()) report_.write(o_.json);
+    measure::end_report(report_, o_.rows);
   }
 
  private:
@@ -86,7 +80,7 @@ class Benchmark {
                               }});
       }
     }
-    const auto seconds = measure::take_turns(contenders, o_.rounds);
+    const auto seconds = measure::take_turns(contenders, o_.rows.rounds);
     auto of_threads = seconds.begin();
     for (const int threads : o_.threads) {
       std::map<std::string, const std::vector<double>*> others;
@@ -133,27 +127,23 @@ class Benchmark {
   measure::Report report_;
 };
 
+void run(Options o, const CLI::App& app) {
+  if (!o.nola_peak.empty()) {
+    const auto& of = o.nola_peak;
+    text::use_threads(static_cast<int>(of[4]));
+    std::printf("%.0f\n", nola_peak({of[0], of[1], of[2]}, of[3]));
+    return;
+  }
+  if (o.quick) {
+    measure::unless_told(app, "--rounds", o.rows.rounds, 2);
+    measure::unless_told(app, "--seconds", o.seconds, 1e-3);
+  }
+  Benchmark(o).run();
+}
+
 }  // namespace method_ratio
 
 int main(int argc, char** argv) {
-  method_ratio::Options options;
-  CLI::App app("Compare the training steps of all methods with that of a Linear");
-  app.option_defaults()->always_capture_default();
-  method_ratio::declare(app, options);
-  CLI11_PARSE(app, argc, argv);
-  if (options.quick && app.get_option("--rounds")->count() == 0) options.rounds = 2;
-  if (options.quick && app.get_option("--seconds")->count() == 0) options.seconds = 1e-3;
-  try {
-    if (!options.nola_peak.empty()) {
-      const auto& of = options.nola_peak;
-      text::use_threads(static_cast<int>(of[4]));
-      std::printf("%.0f\n", method_ratio::nola_peak({of[0], of[1], of[2]}, of[3]));
-    } else {
-      method_ratio::Benchmark(options).run();
-    }
-    return 0;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "method_ratio: %s\n", error.what());
-    return 1;
-  }
+  return measure::program_main(argc, argv, "method_ratio", "Compare the training steps of all methods with that of a Linear",
+                               method_ratio::Options{}, method_ratio::declare, method_ratio::run);
 }

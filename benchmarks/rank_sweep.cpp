@@ -18,6 +18,7 @@
 #include <thread>
 #include <vector>
 
+#include "measure/program.hpp"
 #include "rank_sweep/contender.hpp"
 #include "rank_sweep/methods.hpp"
 #include "rank_sweep/regression.hpp"
@@ -306,12 +307,12 @@ void write_json(const std::string& path, const json& report) {
   if (!(out << report.dump(2) << '\n') || !out.flush()) throw std::runtime_error("cannot write " + path);
 }
 
-int run(Options o, const CLI::App& app, const std::string& program) {
+void run(Options o, const CLI::App& app, const std::string& program) {
   const auto start = std::chrono::steady_clock::now();
   if (o.quick) {
-    if (app.get_option("--steps")->count() == 0) o.steps = 400;
-    if (app.get_option("--seeds")->count() == 0) o.seeds = 2;
-    if (app.get_option("--rates")->count() == 0) o.rates = {6e-3, 1.2e-2, 2.4e-2};
+    measure::unless_told(app, "--steps", o.steps, 400);
+    measure::unless_told(app, "--seeds", o.seeds, 2);
+    measure::unless_told(app, "--rates", o.rates, {6e-3, 1.2e-2, 2.4e-2});
   }
   std::sort(o.rates.begin(), o.rates.end());
   if (o.workers == 0) o.workers = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
@@ -337,7 +338,7 @@ int run(Options o, const CLI::App& app, const std::string& program) {
                                          {o.max_rank, o.steps, o.rates, o.seeds, o.workers}, store, prefix)
                             .run();
     if (!o.json.empty()) write_json(o.json, report);
-    return 0;
+    return;
   }
 
   std::vector<Contender> searched;
@@ -506,21 +507,12 @@ int run(Options o, const CLI::App& app, const std::string& program) {
                       {"seconds", seconds}};
     write_json(o.json, report);
   }
-  return 0;
 }
 
 }  // namespace rank_sweep
 
 int main(int argc, char** argv) {
-  rank_sweep::Options options;
-  CLI::App app("Compare what one DyLoRA run gives at every rank with a LoRA trained at each");
-  app.option_defaults()->always_capture_default();
-  rank_sweep::declare(app, options);
-  CLI11_PARSE(app, argc, argv);
-  try {
-    return rank_sweep::run(options, app, argv[0]);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "rank_sweep: %s\n", error.what());
-    return 1;
-  }
+  return measure::program_main(
+      argc, argv, "rank_sweep", "Compare what one DyLoRA run gives at every rank with a LoRA trained at each", rank_sweep::Options{},
+      rank_sweep::declare, [&](const rank_sweep::Options& options, const CLI::App& app) { rank_sweep::run(options, app, argv[0]); });
 }

@@ -9,7 +9,6 @@
 #include <cstddef>
 #include <cstdio>
 #include <dylora/dylora.hpp>
-#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -20,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "measure/program.hpp"
 #include "measure/report.hpp"
 #include "measure/turns.hpp"
 #include "peers/sgemm.hpp"
@@ -70,19 +70,17 @@ const Goal reading = at_least(0.85);
 struct Options {
   std::vector<int> threads{1, goal_threads};
   std::vector<std::string> shapes;
-  int rounds = 15;
+  measure::RowOptions rows;
   double seconds = 0.02;
-  std::string json, openblas_core;
-  bool append = false, alone = false, quick = false;
+  std::string openblas_core;
+  bool alone = false, quick = false;
 };
 
 void declare(CLI::App& app, Options& o) {
   app.add_option("--threads", o.threads, "Numbers of threads")->check(CLI::PositiveNumber);
   app.add_option("--shapes", o.shapes, "Only shapes with one of these in their name, such as 1024x512");
-  app.add_option("--rounds", o.rounds, "Rounds in which all contenders take a turn")->check(CLI::PositiveNumber);
+  measure::declare(app, o.rows);
   app.add_option("--seconds", o.seconds, "Length of a turn")->check(CLI::PositiveNumber);
-  app.add_option("--json", o.json, "Write the rows to this file");
-  app.add_flag("--append", o.append, "Keep the rows that it has")->needs("--json");
   app.add_flag("--alone", o.alone, "Look for no library but Eigen, which is always there");
   app.add_option("--openblas-core", o.openblas_core,
                  "The processor whose kernels OpenBLAS uses (default: the widest that this one can run)");
@@ -104,9 +102,7 @@ struct Times {
 
 class Benchmark {
  public:
-  explicit Benchmark(const Options& options) : o_(options) {
-    if (o_.append) report_.read(o_.json);
-    if (!o_.json.empty()) report_.write(o_.json);  // may be impossible: now rather than after the work
+  explicit Benchmark(const Options& options) : o_(options), report_(measure::begin_report(options.rows)) {
     find_peers();
   }
 
@@ -122,7 +118,7 @@ class Benchmark {
       compare_with_reading<Matrix<float>>(token, "column-major");
       compare_with_reading<RowMatrix<float>>(token, "row-major");
     }
-    if (!o_.json.empty()) report_.write(o_.json);
+    measure::end_report(report_, o_.rows);
   }
 
  private:
@@ -204,7 +200,7 @@ class Benchmark {
       for (const auto& way : ways_to_read(layer.base.W.data(), layer.base.W.size(), threads)) {
         contenders.push_back({"reading", measure::timed(way, o_.seconds)});
       }
-      const auto seconds = measure::take_turns(contenders, o_.rounds);
+      const auto seconds = measure::take_turns(contenders, o_.rows.rounds);
       const Seconds& fastest = *std::min_element(seconds.begin() + 1, seconds.end(), faster);
       add("reading W, " + order + ", over the adapted forward", shape, 8, threads, ratio(fastest, seconds.front()), reading);
     }
@@ -238,7 +234,7 @@ class Benchmark {
       }
       if (torch && torch_) enter(t.torch, "PyTorch", torch(threads));
     }
-    const auto seconds = measure::take_turns(contenders, o_.rounds);
+    const auto seconds = measure::take_turns(contenders, o_.rows.rounds);
     for (std::size_t i = 0; i < seconds.size(); ++i) *results[i] = seconds[i];
     return times;
   }
@@ -275,21 +271,18 @@ class Benchmark {
   measure::Report report_;
 };
 
+void run(Options o, const CLI::App& app) {
+  if (o.quick) {
+    measure::unless_told(app, "--rounds", o.rows.rounds, 2);
+    measure::unless_told(app, "--seconds", o.seconds, 1e-3);
+  }
+  Benchmark(o).run();
+}
+
 }  // namespace step_ratio
 
 int main(int argc, char** argv) {
-  step_ratio::Options options;
-  CLI::App app("Compare a step of an adapted linear layer with the two products of its frozen weight");
-  app.option_defaults()->always_capture_default();
-  step_ratio::declare(app, options);
-  CLI11_PARSE(app, argc, argv);
-  if (options.quick && app.get_option("--rounds")->count() == 0) options.rounds = 2;
-  if (options.quick && app.get_option("--seconds")->count() == 0) options.seconds = 1e-3;
-  try {
-    step_ratio::Benchmark(options).run();
-    return 0;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "step_ratio: %s\n", error.what());
-    return 1;
-  }
+  return measure::program_main(argc, argv, "step_ratio",
+                               "Compare a step of an adapted linear layer with the two products of its frozen weight", step_ratio::Options{},
+                               step_ratio::declare, step_ratio::run);
 }

@@ -1,16 +1,11 @@
 #ifndef DYLORA_BENCHMARKS_METHOD_RATIO_NOLA_MEMORY_HPP
 #define DYLORA_BENCHMARKS_METHOD_RATIO_NOLA_MEMORY_HPP
 
-#include <cstdio>
 #include <dylora/dylora.hpp>
 #include <dylora/methods/nola/nola.hpp>
-#include <filesystem>
-#include <initializer_list>
-#include <memory>
-#include <stdexcept>
-#include <string>
 
 #include "measure/peak_memory.hpp"
+#include "measure/program.hpp"
 #include "method_ratio/methods.hpp"
 #include "text/platform.hpp"
 
@@ -57,13 +52,7 @@ inline double nola_peak(const Shape& shape, Index bases) {
 
 /// The same, of a process of its own: this program, called with --nola-peak.
 inline double nola_peak_elsewhere(const Shape& shape, Index bases, int threads) {
-  const std::string program = std::filesystem::read_symlink("/proc/self/exe").string();
-  std::string command = '\'' + program + "' --nola-peak";
-  for (const Index value : {shape.in, shape.out, shape.tokens, bases, Index{threads}}) command += ' ' + std::to_string(value);
-  const std::unique_ptr<FILE, int (*)(FILE*)> output(popen(command.c_str(), "r"), pclose);
-  double bytes = 0;
-  if (!output || std::fscanf(output.get(), "%lf", &bytes) != 1) throw std::runtime_error("no answer from " + command);
-  return bytes;
+  return measure::ask_own_process("--nola-peak", {shape.in, shape.out, shape.tokens, bases, threads});
 }
 
 }  // namespace method_ratio

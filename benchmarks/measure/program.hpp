@@ -1,0 +1,82 @@
+#ifndef DYLORA_BENCHMARKS_MEASURE_PROGRAM_HPP
+#define DYLORA_BENCHMARKS_MEASURE_PROGRAM_HPP
+
+#include <CLI/CLI.hpp>
+#include <cstddef>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <initializer_list>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "measure/report.hpp"
+
+/// What a program has around what it measures: its options, where its rows go, its exit code.
+namespace measure {
+
+/// How long to measure, and where the rows go.
+struct RowOptions {
+  int rounds = 15;
+  std::string json = {};
+  bool append = false;
+};
+
+inline void declare(CLI::App& app, RowOptions& o) {
+  app.add_option("--rounds", o.rounds, "Rounds in which all contenders take a turn")->check(CLI::PositiveNumber);
+  app.add_option("--json", o.json, "Write the rows to this file");
+  app.add_flag("--append", o.append, "Keep the rows that this file has")->needs("--json");
+}
+
+/// A report that goes to where the options say. Throws std::runtime_error, before the work, if the file cannot be read or written.
+inline Report begin_report(const RowOptions& o) {
+  Report report;
+  if (o.append) report.read(o.json);
+  if (!o.json.empty()) report.write(o.json);
+  return report;
+}
+
+inline void end_report(const Report& report, const RowOptions& o) {
+  if (!o.json.empty()) report.write(o.json);
+}
+
+/// value = other, unless the command line says what it is.
+template <class T>
+void unless_told(const CLI::App& app, const std::string& option, T& value, const std::type_identity_t<T>& other) {
+  if (app.get_option(option)->count() == 0) value = other;
+}
+
+/// The number that this program prints in a process of its own, called with `option` and these values: memory is measured in a process that
+/// has done nothing else. Throws std::runtime_error if it prints none.
+inline double ask_own_process(const std::string& option, std::initializer_list<std::ptrdiff_t> values) {
+  std::string command = '\'' + std::filesystem::read_symlink("/proc/self/exe").string() + "' " + option;
+  for (const std::ptrdiff_t value : values) command += ' ' + std::to_string(value);
+  const std::unique_ptr<FILE, int (*)(FILE*)> output(popen(command.c_str(), "r"), pclose);
+  double answer = 0;
+  if (!output || std::fscanf(output.get(), "%lf", &answer) != 1) throw std::runtime_error("no answer from " + command);
+  return answer;
+}
+
+/// The main of the program `name`: declares and parses the options and calls run(options, app). Returns its exit code: 0; 1 for an
+/// exception, whose message goes to stderr; CLI11's for options that are refused.
+template <class Options, class Run>
+int program_main(int argc, char** argv, const char* name, const std::string& what, Options options, void (*declare)(CLI::App&, Options&),
+                 Run&& run) {
+  CLI::App app(what);
+  app.option_defaults()->always_capture_default();
+  declare(app, options);
+  CLI11_PARSE(app, argc, argv);
+  try {
+    run(options, app);
+    return 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s: %s\n", name, error.what());
+    return 1;
+  }
+}
+
+}  // namespace measure
+
+#endif
