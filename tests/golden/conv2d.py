@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from reference import ALPHA, GoldenFile, alpha_over_rank, draw, first
+from reference import ALPHA, GoldenFile, alpha_over_rank, backwards, draw, first, run
 
 CASES = {  # input and output channels, image, kernel, max_rank, and how the convolution goes
     "strided": (2, 4, (5, 4), (3, 2), 3, {"stride": (2, 1), "padding": (1, 0)}),
@@ -57,14 +57,10 @@ def adapters(file):
         file.write_activations(f"{case}/x", x.flatten(1))
         file.write_activations(f"{case}/dy", dy.flatten(1))
         for rank in range(1, max_rank + 1):
-            for mode, trainable_from in ("nested", 0), ("frozen", rank - 1):
-                leaf = x.clone().requires_grad_()
-                layer.zero_grad(set_to_none=True)
-                y = layer(leaf, (rank, trainable_from))
-                y.backward(dy)
+            for mode, y, dx in backwards(layer, layer, x, dy, rank):
                 layer.write(file, f"{case}/{rank}/{mode}/", lambda parameter: parameter.grad)
             file.write_activations(f"{case}/{rank}/y", y.flatten(1))
-            file.write_activations(f"{case}/{rank}/dx", leaf.grad.flatten(1))
+            file.write_activations(f"{case}/{rank}/dx", dx.flatten(1))
 
 
 def loralib(file):
@@ -90,6 +86,4 @@ def conv2d():
 
 
 if __name__ == "__main__":
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    conv2d()
+    run(conv2d)

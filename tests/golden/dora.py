@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from reference import ALPHA, GoldenFile, Linear, alpha_over_rank, draw, first
+from reference import ALPHA, GoldenFile, Linear, alpha_over_rank, backwards, draw, first, run
 
 SEED = 77
 DROPOUT = 0.25  # 1/4: its threshold and the gain 4/3 have no rounding of their own
@@ -67,17 +67,11 @@ def dora():
             for rank in range(1, layer.max_rank + 1):
                 case = f"{magnitude}/{dropout}/{rank}"
                 for norm_gradient in "detached", "exact":
-                    for mode, trainable_from in ("nested", 0), ("frozen", rank - 1):
-                        leaf = x.clone().requires_grad_()
-                        layer.zero_grad(set_to_none=True)
-                        y = layer(leaf, (rank, trainable_from), mask, norm_gradient)
-                        y.backward(dy)
+                    for mode, y, dx in backwards(layer, lambda leaf, slice: layer(leaf, slice, mask, norm_gradient), x, dy, rank):
                         file.write_gradients(f"{case}/{norm_gradient}/{mode}/", layer)
                 file.write_activations(f"{case}/y", y)
-                file.write_activations(f"{case}/dx", leaf.grad)
+                file.write_activations(f"{case}/dx", dx)
 
 
 if __name__ == "__main__":
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    dora()
+    run(dora)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from reference import ALPHA, GoldenFile, alpha_over_max_rank, alpha_over_rank, alpha_over_sqrt_rank, draw, first
+from reference import ALPHA, GoldenFile, alpha_over_max_rank, alpha_over_rank, alpha_over_sqrt_rank, draw, first, run
 
 
 class Embedding(nn.Module):
@@ -45,6 +45,4 @@ def embedding():
 
 
 if __name__ == "__main__":
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    embedding()
+    run(embedding)

@@ -4,7 +4,7 @@
 import torch
 from torch import nn
 
-from reference import GoldenFile, alpha_over_rank, alpha_over_sqrt_rank, draw
+from reference import GoldenFile, alpha_over_rank, alpha_over_sqrt_rank, draw, run
 
 ADAPTERS = [(4, 2, alpha_over_rank), (2, 3, alpha_over_sqrt_rank), (3, 1, alpha_over_rank)]  # rank, alpha, scale
 MIXED = [(2, 4), (1, 1), (2, 0), (2, 3)]  # tokens and their rank; at rank 0 they have no adapter
@@ -70,6 +70,4 @@ def flow():
 
 
 if __name__ == "__main__":
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)  # the same sums on every machine
-    flow()
+    run(flow)

@@ -15,18 +15,15 @@ import gpt
 import multi
 import residual
 import tokenizer
-from reference import (ALPHA, Attention, GoldenFile, Linear, add_adapter, alpha_over_max_rank, alpha_over_rank, alpha_over_sqrt_rank, draw)
+from reference import (ALPHA, Attention, GoldenFile, Linear, add_adapter, alpha_over_max_rank, alpha_over_rank, alpha_over_sqrt_rank,
+                       backwards, draw, run)
 
 
 def write_backward(file, case, module, rank, call, x, dy):
     """call(x, rank), and the gradients of its inner product with dy: that of x is the same in both modes, those of the adapters are not."""
     results = []
-    for mode, trainable_from in ("nested", 0), ("frozen", rank - 1):
-        leaf = x.clone().requires_grad_()
-        module.zero_grad(set_to_none=True)
-        y = call(leaf, (rank, trainable_from))
-        y.backward(dy)
-        results.append((y, leaf.grad))
+    for mode, y, dx in backwards(module, call, x, dy, rank):
+        results.append((y, dx))
         file.write_gradients(f"{case}/{mode}/", module)
     (y, dx), frozen = results
     assert torch.equal(y, frozen[0]) and torch.allclose(dx, frozen[1], rtol=0, atol=1e-13)
@@ -182,17 +179,5 @@ def losses():
 
 
 if __name__ == "__main__":
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)  # the same sums on every machine
-    linear()
-    attention()
-    optimizers()
-    losses()
-    dora.dora()
-    embedding.embedding()
-    conv2d.conv2d()
-    residual.residual()
-    multi.multi()
-    flow.flow()
-    gpt.generate()
-    tokenizer.generate()
+    run(linear, attention, optimizers, losses, dora.dora, embedding.embedding, conv2d.conv2d, residual.residual, multi.multi, flow.flow,
+        gpt.generate, tokenizer.generate)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from reference import ALPHA, GoldenFile, Linear, alpha_over_rank, draw, first
+from reference import ALPHA, GoldenFile, Linear, alpha_over_rank, backwards, draw, first, run
 
 
 class Module(nn.Module):
@@ -51,17 +51,11 @@ def multi():
         file.write(f"{gain}/bias", layer.bias)
         layer.write(file, f"{gain}/", lambda parameter: parameter)
         for rank in range(1, layer.max_rank + 1):
-            for mode, trainable_from in ("nested", 0), ("frozen", rank - 1):
-                leaf = x.clone().requires_grad_()
-                layer.zero_grad(set_to_none=True)
-                y = layer(leaf, (rank, trainable_from))
-                y.backward(dy)
+            for mode, y, dx in backwards(layer, layer, x, dy, rank):
                 layer.write(file, f"{gain}/{rank}/{mode}/", lambda parameter: parameter.grad)
             file.write_activations(f"{gain}/{rank}/y", y)
-            file.write_activations(f"{gain}/{rank}/dx", leaf.grad)
+            file.write_activations(f"{gain}/{rank}/dx", dx)
 
 
 if __name__ == "__main__":
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    multi()
+    run(multi)

@@ -83,6 +83,24 @@ class Attention(nn.Module):
         return self.o_proj((scores.softmax(-1) @ v).transpose(0, 1).reshape(tokens, -1), rank)
 
 
+def backwards(module, call, x, dy, rank):
+    """For nested and then frozen mode: its name, call(x, rank) and dx of its inner product with dy, whose other gradients are in the module."""
+    for mode, trainable_from in ("nested", 0), ("frozen", rank - 1):
+        leaf = x.clone().requires_grad_()
+        module.zero_grad(set_to_none=True)
+        y = call(leaf, (rank, trainable_from))
+        y.backward(dy)
+        yield mode, y, leaf.grad
+
+
+def run(*generators):
+    """Calls them in float64 on one thread: the same sums on every machine."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    for generate in generators:
+        generate()
+
+
 class GoldenFile:
     """Tensors one after another: a line `name rows cols`, then a line per row. A vector is written as a column."""
 

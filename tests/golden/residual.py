@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from reference import ALPHA, GoldenFile, Linear, alpha_over_rank, draw, first
+from reference import ALPHA, GoldenFile, Linear, alpha_over_rank, backwards, draw, first, run
 
 
 class Chain(nn.Module):
@@ -46,17 +46,11 @@ def residual():
     for shortcut, reach in ("input", 1), ("block", 1), ("block", 2), ("middle", 1), ("middle", 2):
         for rank in range(1, chain.max_rank + 1):
             case = f"{shortcut}/{reach}/{rank}"
-            for mode, trainable_from in ("nested", 0), ("frozen", rank - 1):
-                leaf = x.clone().requires_grad_()
-                chain.zero_grad(set_to_none=True)
-                y = chain(leaf, (rank, trainable_from), shortcut, reach)
-                y.backward(dy)
+            for mode, y, dx in backwards(chain, lambda leaf, slice: chain(leaf, slice, shortcut, reach), x, dy, rank):
                 file.write_gradients(f"{case}/{mode}/", chain)
             file.write_activations(f"{case}/y", y)
-            file.write_activations(f"{case}/dx", leaf.grad)
+            file.write_activations(f"{case}/dx", dx)
 
 
 if __name__ == "__main__":
-    torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    residual()
+    run(residual)
