@@ -2,7 +2,6 @@
 #define DYLORA_TESTS_LAWS_LAYER_LAWS_HPP
 
 #include <algorithm>
-#include <concepts>
 #include <string>
 #include <thread>
 #include <utility>
@@ -12,8 +11,8 @@
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/sequences.hpp"
 #include "dylora/ranks/truncate.hpp"
-#include "dylora/testing/gradient_check.hpp"
 #include "dylora/train/adamw.hpp"
+#include "laws/laws.hpp"
 #include "support/catch.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"
@@ -23,17 +22,26 @@
 /// What every layer obeys. The including file says before which ones: using LayersUnderTest = InFloatAndDouble<...>.
 namespace dylora::test {
 
+template <class L>
+Result<L> run(const L& layer, const Matrix<typename L::Scalar>& x, const Matrix<typename L::Scalar>& dy, const BatchRanks& ranks,
+              typename L::Cache cache = fresh_cache<L>()) {
+  Result<L> result{layer.forward(x, ranks, cache), {}, zeros_like(layer)};
+  result.dx = layer.backward(dy, cache, result.gradients);
+  return result;
+}
+
 /// One layer to show a law on: a way to set its type up, fresh (B = 0) or trained (all at random), and a slice.
 template <class L>
 struct LayerCase {
   using S = typename L::Scalar;
+  using Subject = L;
 
   int variant;
   bool trained;
   RankSlice rank;
-  L layer = make<L>();
-  Matrix<S> x = noise<S>(layer.in_features(), MakeLayer<L>::samples, 1);
-  Matrix<S> dy = noise<S>(layer.out_features(), MakeLayer<L>::samples, 2);
+  L subject = make<L>();
+  Matrix<S> x = noise<S>(subject.in_features(), MakeLayer<L>::samples, 1);
+  Matrix<S> dy = noise<S>(subject.out_features(), MakeLayer<L>::samples, 2);
 
   /// The same as another type.
   template <class M>
@@ -43,10 +51,17 @@ struct LayerCase {
     return made;
   }
 
+  Result<L> run(const L& other, const BatchRanks& ranks) const { return test::run(other, x, dy, ranks); }
+  Result<L> run() const { return run(subject, rank); }
+  template <class D>
+  Result<D> run_as() const {
+    return test::run(make<D>(), in_double(x), in_double(dy), rank);
+  }
+
   /// A layer whose adapter has the first components only.
   L truncated(Index max_rank) const {
     L shorter = MakeLayer<L>::make(variant, max_rank);
-    copy_prefix(layer, shorter);
+    copy_prefix(subject, shorter);
     return shorter;
   }
 };
@@ -63,31 +78,6 @@ void for_each_layer_case(F&& show) {
       }
     }
   }
-}
-
-/// What a forward and a backward give.
-template <class L>
-struct LayerResult {
-  using S = typename L::Scalar;
-  Matrix<S> y, dx;
-  typename L::Gradients gradients;
-
-  bool operator==(const LayerResult& other) const {
-    return same_bits(y, other.y) && same_bits(dx, other.dx) && same_bits(values<L>(gradients), values<L>(other.gradients));
-  }
-};
-
-template <class L>
-LayerResult<L> run(const L& layer, const Matrix<typename L::Scalar>& x, const Matrix<typename L::Scalar>& dy, const BatchRanks& ranks,
-                   typename L::Cache cache = fresh_cache<L>()) {
-  LayerResult<L> result{layer.forward(x, ranks, cache), {}, zeros_like(layer)};
-  result.dx = layer.backward(dy, cache, result.gradients);
-  return result;
-}
-
-template <class L>
-LayerResult<L> run(const LayerCase<L>& c) {
-  return run(c.layer, c.x, c.dy, c.rank);
 }
 
 /// A batch of five sequences, which to a layer that knows none are nothing but their tokens, and a rank for each sequence.
@@ -132,8 +122,8 @@ Matrix<typename A::Scalar> forward_over(const Ragged<A>& layer, ConstMatrixRef<t
 }
 
 template <class L>
-LayerResult<L> run_over(const L& layer, const MixedBatch<L>& batch, const BatchRanks& ranks, typename L::Cache cache = fresh_cache<L>()) {
-  LayerResult<L> result{forward_over(layer, batch.x, batch.sequences, ranks, cache), {}, zeros_like(layer)};
+Result<L> run_over(const L& layer, const MixedBatch<L>& batch, const BatchRanks& ranks, typename L::Cache cache = fresh_cache<L>()) {
+  Result<L> result{forward_over(layer, batch.x, batch.sequences, ranks, cache), {}, zeros_like(layer)};
   result.dx = layer.backward(batch.dy, cache, result.gradients);
   return result;
 }
@@ -145,13 +135,13 @@ void for_each_mixed_layer_case(F&& show) {
     for (const bool trained : {false, true}) {
       for (const Index components : {law_rank, Index{2}, Index{0}}) {
         LayerCase<L> c{variant, trained, law_rank};
-        if (components < law_rank && !has_components(c.layer)) continue;
-        truncate(c.layer, components);
+        if (components < law_rank && !has_components(c.subject)) continue;
+        truncate(c.subject, components);
         for (const std::vector<RankSlice>& mix : law_mixes()) {
           INFO("variant " << variant << (trained ? ", trained, " : ", fresh, ") << components << " components, mix "
                           << &mix - law_mixes().data());
           LawCount::add_case();
-          show(c.layer, MixedBatch<L>(c.layer, mix));
+          show(c.subject, MixedBatch<L>(c.subject, mix));
         }
       }
     }
@@ -160,23 +150,7 @@ void for_each_mixed_layer_case(F&& show) {
 
 TEMPLATE_LIST_TEST_CASE("a layer's backward is the derivative of its forward", "[laws]", LayersUnderTest) {
   using L = typename TestType::Type;
-  for_each_layer_case<L>([](const LayerCase<L>& c) {
-    if constexpr (std::same_as<typename L::Scalar, double>) {
-      Rng rng(4);
-      const GradientReport report = check_gradients(c.layer, c.x, c.rank, rng, fresh_cache<L>());
-      INFO(report.where);
-      CHECK(report.entries == c.x.size() + parameter_count(c.layer));
-      CHECK(report.error < 1e-6);
-    } else {  // as the double layer, which is held to differences
-      using D = typename TestType::InDouble::Type;
-      const D exact_layer = c.template make<D>();
-      const auto got = run(c);
-      const auto exact = run(exact_layer, in_double(c.x), in_double(c.dy), c.rank);
-      CHECK(gap(in_double(got.y), exact.y) < rounding<float>);
-      CHECK(gap(in_double(got.dx), exact.dx) < rounding<float>);
-      CHECK(gap(values<L>(got.gradients).template cast<double>(), values<D>(exact.gradients)) < rounding<float>);
-    }
-  });
+  for_each_layer_case<L>([](const LayerCase<L>& c) { check_backward_is_derivative<typename TestType::InDouble::Type>(c); });
 }
 
 TEMPLATE_LIST_TEST_CASE("a layer's forward equals its merged weights and merging leaves it as it was", "[laws]", LayersUnderTest) {
@@ -184,11 +158,11 @@ TEMPLATE_LIST_TEST_CASE("a layer's forward equals its merged weights and merging
   using S = typename L::Scalar;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
     if constexpr (is_mergeable<L>) {
-      const Vector<S> base = frozen_values(c.layer), parameters = values<L>(c.layer);
-      const Matrix<S> merged = Merged<L>(c.layer.merged(c.rank)).forward(c.x, RankSlice::none());
-      CHECK(gap(in_double(merged), in_double(c.layer.forward(c.x, c.rank))) < rounding<S>);
-      CHECK(same_bits(frozen_values(c.layer), base));
-      CHECK(same_bits(values<L>(c.layer), parameters));
+      const Vector<S> base = frozen_values(c.subject), parameters = values<L>(c.subject);
+      const Matrix<S> merged = Merged<L>(c.subject.merged(c.rank)).forward(c.x, RankSlice::none());
+      CHECK(gap(in_double(merged), in_double(c.subject.forward(c.x, c.rank))) < rounding<S>);
+      CHECK(same_bits(frozen_values(c.subject), base));
+      CHECK(same_bits(values<L>(c.subject), parameters));
     }
   });
 }
@@ -196,14 +170,14 @@ TEMPLATE_LIST_TEST_CASE("a layer's forward equals its merged weights and merging
 TEMPLATE_LIST_TEST_CASE("a layer without its adapter or with B = 0 is its base bit for bit", "[laws]", LayersUnderTest) {
   using L = typename TestType::Type;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
-    const auto base = run(without_adapter(c.layer), c.x, c.dy, RankSlice::none());
-    const auto none = run(c.layer, c.x, c.dy, RankSlice::none());
+    const auto base = run(without_adapter(c.subject), c.x, c.dy, RankSlice::none());
+    const auto none = c.run(c.subject, RankSlice::none());
     CHECK(same_bits(none.y, base.y));
     CHECK(same_bits(none.dx, base.dx));
     CHECK(values<L>(none.gradients).isZero(0));
-    for (const std::string& trained : trained_components<L>(none.gradients)) CHECK(trained.find('1') == std::string::npos);
+    check_nothing_trained<L>(none.gradients);
     if (!c.trained) {
-      const auto fresh = run(c);
+      const auto fresh = c.run();
       CHECK(same_bits(fresh.y, base.y));
       CHECK(same_bits(fresh.dx, base.dx));
     }
@@ -213,14 +187,9 @@ TEMPLATE_LIST_TEST_CASE("a layer without its adapter or with B = 0 is its base b
 TEMPLATE_LIST_TEST_CASE("a layer at rank b is the layer truncated to b bit for bit", "[laws]", LayersUnderTest) {
   using L = typename TestType::Type;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
-    const Index b = c.rank.active;
-    const L truncated = c.truncated(b);
-    const auto whole = run(c), part = run(truncated, c.x, c.dy, c.rank);
-    CHECK(same_bits(whole.y, part.y));
-    CHECK(same_bits(whole.dx, part.dx));
-    CHECK(same_bits(component_values<L>(whole.gradients, 0, b), component_values<L>(part.gradients, 0)));
-    CHECK(same_bits(shared_values<L>(whole.gradients), shared_values<L>(part.gradients)));
-    CHECK(same_bits(c.layer.forward(c.x, c.rank), truncated.forward(c.x, c.rank)));
+    const L truncated = c.truncated(c.rank.active);
+    check_rank_is_truncation(c, truncated);
+    CHECK(same_bits(c.subject.forward(c.x, c.rank), truncated.forward(c.x, c.rank)));
   });
 }
 
@@ -228,22 +197,17 @@ TEMPLATE_LIST_TEST_CASE("components past the rank are neither read nor written b
   using L = typename TestType::Type;
   using S = typename L::Scalar;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
-    const auto clean = run(c);
-    L poisoned = c.layer;
-    fill_components<L>(poisoned, nan<S>, c.rank.active);
-    CHECK(run(poisoned, c.x, c.dy, c.rank) == clean);
-    CHECK(clean.y.allFinite());
-    CHECK(component_values<L>(clean.gradients, c.rank.active).isZero(0));
+    check_unread_past_rank(c);
 
     // Gradients of what did not take part are not even read: garbage stays what it is.
     auto cache = fresh_cache<L>();
-    (void)c.layer.forward(c.x, c.rank, cache);
-    auto gradients = zeros_like(c.layer);
+    (void)c.subject.forward(c.x, c.rank, cache);
+    auto gradients = zeros_like(c.subject);
     fill_components<L>(gradients, nan<S>, c.rank.active);
     fill_components<L>(gradients, nan<S>, 0, c.rank.trainable_from);
-    (void)c.layer.backward(c.dy, cache, gradients);
+    (void)c.subject.backward(c.dy, cache, gradients);
     CHECK(same_bits(component_values<L>(gradients, c.rank.trainable_from, c.rank.active),
-                    component_values<L>(clean.gradients, c.rank.trainable_from, c.rank.active)));
+                    component_values<L>(c.run().gradients, c.rank.trainable_from, c.rank.active)));
   });
 }
 
@@ -252,13 +216,9 @@ TEMPLATE_LIST_TEST_CASE("a frozen prefix of a layer gets no gradient and what is
   using L = typename TestType::Type;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
     const Index b = c.rank.active, t = c.rank.trainable_from;
-    const auto frozen = run(c), nested = run(c.layer, c.x, c.dy, b);
-    CHECK(same_bits(frozen.y, nested.y));
-    CHECK(same_bits(frozen.dx, nested.dx));
-    CHECK(component_values<L>(frozen.gradients, 0, t).isZero(0));
-    CHECK(same_bits(component_values<L>(frozen.gradients, t, b), component_values<L>(nested.gradients, t, b)));
-    CHECK(same_bits(shared_values<L>(frozen.gradients), shared_values<L>(nested.gradients)));
-    if (values<L>(c.layer).size() > 0) {
+    check_frozen_prefix(c);
+    const auto frozen = c.run();
+    if (values<L>(c.subject).size() > 0) {
       CHECK_FALSE((component_values<L>(frozen.gradients, t, b).isZero(0) && shared_values<L>(frozen.gradients).isZero(0)));
       std::string expected;
       for (Index i = 0; i < law_rank; ++i) expected += i >= t && i < b ? '1' : '0';
@@ -271,33 +231,24 @@ TEMPLATE_LIST_TEST_CASE("a layer's batch of several ranks equals its parts run a
   using L = typename TestType::Type;
   using S = typename L::Scalar;
   for_each_mixed_layer_case<L>([](const L& layer, const MixedBatch<L>& batch) {
-    Matrix<S> y(layer.out_features(), batch.x.cols()), dx(layer.in_features(), batch.x.cols());
-    auto gradients = zeros_like(layer);
+    Result<L> apart{Matrix<S>(layer.out_features(), batch.x.cols()), Matrix<S>(layer.in_features(), batch.x.cols()), zeros_like(layer)};
     batch.for_each_part([&](Index begin, const Sequences& part, RankSlice rank) {
       typename L::Cache cache;
       const Index n = part.tokens();
-      y.middleCols(begin, n) = forward_over(layer, batch.x.middleCols(begin, n), part, rank, cache);
-      dx.middleCols(begin, n) = layer.backward(batch.dy.middleCols(begin, n), cache, gradients);
+      apart.y.middleCols(begin, n) = forward_over(layer, batch.x.middleCols(begin, n), part, rank, cache);
+      apart.dx.middleCols(begin, n) = layer.backward(batch.dy.middleCols(begin, n), cache, apart.gradients);
     });
-    const auto mixed = run_over(layer, batch, batch.ranks(), {});
-    CHECK(same_bits(mixed.y, y));
-    CHECK(same_bits(mixed.dx, dx));
-    CHECK(same_bits(values<L>(mixed.gradients), values<L>(gradients)));
-    CHECK(trained_components<L>(mixed.gradients) == trained_components<L>(gradients));
+    check_batch_is_its_parts(run_over(layer, batch, batch.ranks(), {}), apart);
   });
 }
 
 TEMPLATE_LIST_TEST_CASE("what a layer drops and gives for a sequence does not depend on the ranks of the others", "[laws]",
                         LayersUnderTest) {
   using L = typename TestType::Type;
-  using S = typename L::Scalar;
   for_each_mixed_layer_case<L>([](const L& layer, const MixedBatch<L>& batch) {
     const auto mixed = run_over(layer, batch, batch.ranks());
     batch.for_each_part([&](Index begin, const Sequences& part, RankSlice rank) {
-      const auto at_one_rank = run_over(layer, batch, rank);
-      const Index n = part.tokens();
-      CHECK(same_bits(Matrix<S>(mixed.y.middleCols(begin, n)), Matrix<S>(at_one_rank.y.middleCols(begin, n))));
-      CHECK(same_bits(Matrix<S>(mixed.dx.middleCols(begin, n)), Matrix<S>(at_one_rank.dx.middleCols(begin, n))));
+      check_same_outputs(mixed, run_over(layer, batch, rank), begin, part.tokens());
     });
   });
 }
@@ -316,13 +267,10 @@ TEMPLATE_LIST_TEST_CASE("a component reaches no sequence of a layer's batch whos
       (void)poisoned.forward(all_nan<S>(layer.in_features(), 2 * batch.x.cols()), law_rank, cache);
       (void)poisoned.backward(all_nan<S>(layer.out_features(), 2 * batch.x.cols()), cache, gradients);
       seed_dropout(cache);
-      const Matrix<S> y = forward_over(poisoned, batch.x, batch.sequences, batch.ranks(), cache);
-      const Matrix<S> dx = poisoned.backward(batch.dy, cache, gradients);
+      Result<L> result{forward_over(poisoned, batch.x, batch.sequences, batch.ranks(), cache), {}, zeros_like(poisoned)};
+      result.dx = poisoned.backward(batch.dy, cache, gradients);
       batch.for_each_part([&](Index begin, const Sequences& part, RankSlice rank) {
-        if (rank.active > spoilt) return;
-        const Index n = part.tokens();
-        CHECK(same_bits(Matrix<S>(y.middleCols(begin, n)), Matrix<S>(clean.y.middleCols(begin, n))));
-        CHECK(same_bits(Matrix<S>(dx.middleCols(begin, n)), Matrix<S>(clean.dx.middleCols(begin, n))));
+        if (rank.active <= spoilt) check_same_outputs(result, clean, begin, part.tokens());
       });
     }
   });
@@ -331,18 +279,12 @@ TEMPLATE_LIST_TEST_CASE("a component reaches no sequence of a layer's batch whos
 TEMPLATE_LIST_TEST_CASE("a layer frozen up to its rank passes gradient on and no component learns", "[laws]", LayersUnderTest) {
   using L = typename TestType::Type;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
-    const Index b = c.rank.active;
-    const auto frozen = run(c.layer, c.x, c.dy, BatchRanks(b, b)), nested = run(c.layer, c.x, c.dy, b);
-    CHECK(same_bits(frozen.y, nested.y));
-    CHECK(same_bits(frozen.dx, nested.dx));
-    CHECK(component_values<L>(frozen.gradients, 0).isZero(0));
-    CHECK(same_bits(shared_values<L>(frozen.gradients), shared_values<L>(nested.gradients)));
-    for (const std::string& trained : trained_components<L>(frozen.gradients)) CHECK(trained.find('1') == std::string::npos);
+    const auto frozen = check_frozen_up_to_rank(c);
     if (c.trained) {
-      L layer = c.layer;
+      L layer = c.subject;
       AdamW optimizer(layer, {.lr = 0.1, .weight_decay = 0.1});
       optimizer.step(layer, frozen.gradients);
-      CHECK(same_bits(component_values<L>(layer, 0), component_values<L>(c.layer, 0)));
+      CHECK(same_bits(component_values<L>(layer, 0), component_values<L>(c.subject, 0)));
     }
   });
 }
@@ -350,24 +292,11 @@ TEMPLATE_LIST_TEST_CASE("a layer frozen up to its rank passes gradient on and no
 TEMPLATE_LIST_TEST_CASE("a layer cut to its first components is at every rank what it was at those", "[laws]", LayersUnderTest) {
   using L = typename TestType::Type;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
-    if (!has_components(c.layer)) return;
-    for (Index components = 0; components <= law_rank; ++components) {
-      L cut = c.layer;
-      truncate(cut, components);
-      CHECK(cut.max_rank() == c.layer.max_rank());
-      const Index b = std::min(c.rank.active, components), t = std::min(c.rank.trainable_from, components);
-      const RankSlice left = b == 0 ? RankSlice::none() : RankSlice(b, t);
-      const auto got = run(cut, c.x, c.dy, c.rank), whole = run(c.layer, c.x, c.dy, left);
-      CHECK(same_bits(got.y, whole.y));
-      CHECK(same_bits(got.dx, whole.dx));
-      CHECK(same_bits(component_values<L>(got.gradients, 0), component_values<L>(whole.gradients, 0, components)));
-      CHECK(same_bits(shared_values<L>(got.gradients), shared_values<L>(whole.gradients)));
-      const auto noted = trained_components<L>(got.gradients), expected = trained_components<L>(whole.gradients);
-      for (std::size_t i = 0; i < noted.size(); ++i) CHECK(noted[i] == expected[i].substr(0, static_cast<std::size_t>(components)));
+    check_cut(c, [&](const L& cut, RankSlice left) {
       if constexpr (is_mergeable<L>)
-        CHECK(same_bits(frozen_values(Merged<L>(cut.merged(c.rank))), frozen_values(Merged<L>(c.layer.merged(left)))));
-      CHECK(same_bits(cut.forward(c.x, c.rank), c.layer.forward(c.x, left)));
-    }
+        CHECK(same_bits(frozen_values(Merged<L>(cut.merged(c.rank))), frozen_values(Merged<L>(c.subject.merged(left)))));
+      CHECK(same_bits(cut.forward(c.x, c.rank), c.subject.forward(c.x, left)));
+    });
   });
 }
 
@@ -385,26 +314,26 @@ TEMPLATE_LIST_TEST_CASE("a layer refuses ranks that are for another number of co
       return BatchRanks::per_sample(each);
     };
     const auto expected = "expected " + std::to_string(n);
-    const Matrix<S> before = noise<S>(c.layer.out_features(), n, 3);
+    const Matrix<S> before = noise<S>(c.subject.out_features(), n, 3);
     Matrix<S> y = before;
-    auto gradients = zeros_like(c.layer);
+    auto gradients = zeros_like(c.subject);
     const auto refuses = [&]<class Error>(Error, const BatchRanks& refused, const std::string& what, const std::string& should,
                                           const std::string& got) {
       auto cache = fresh_cache<L>();
-      (void)c.layer.forward(c.x, 3, cache);
-      CHECK_THROWS_SAYING(Error, c.layer.forward(c.x, refused), "forward", what, should, got);
-      CHECK_THROWS_SAYING(Error, c.layer.forward(c.x, refused, cache), "forward", what, should, got);
-      CHECK_THROWS_SAYING(ShapeError, c.layer.backward(c.dy, cache, gradients), "cache", "expected 0");
-      (void)c.layer.forward(c.x, 3, cache);
-      CHECK_THROWS_SAYING(Error, c.layer.forward(c.x, refused, cache, y), "forward", what, should, got);
-      CHECK_THROWS_SAYING(ShapeError, c.layer.backward(c.dy, cache, gradients), "cache", "expected 0");
+      (void)c.subject.forward(c.x, 3, cache);
+      CHECK_THROWS_SAYING(Error, c.subject.forward(c.x, refused), "forward", what, should, got);
+      CHECK_THROWS_SAYING(Error, c.subject.forward(c.x, refused, cache), "forward", what, should, got);
+      CHECK_THROWS_SAYING(ShapeError, c.subject.backward(c.dy, cache, gradients), "cache", "expected 0");
+      (void)c.subject.forward(c.x, 3, cache);
+      CHECK_THROWS_SAYING(Error, c.subject.forward(c.x, refused, cache, y), "forward", what, should, got);
+      CHECK_THROWS_SAYING(ShapeError, c.subject.backward(c.dy, cache, gradients), "cache", "expected 0");
     };
     refuses(ShapeError(""), ranks(n + 1, 1), "columns that the ranks are for", expected, "got " + std::to_string(n + 1));
     refuses(ShapeError(""), ranks(n - 1, 1), "columns that the ranks are for", expected, "got " + std::to_string(n - 1));
-    if (c.layer.max_rank() > 0) refuses(std::invalid_argument(""), ranks(n, 6), "rank", "max_rank = 5", "got 6");
+    if (c.subject.max_rank() > 0) refuses(std::invalid_argument(""), ranks(n, 6), "rank", "max_rank = 5", "got 6");
     CHECK(same_bits(y, before));
     CHECK(values<L>(gradients).isZero(0));
-    CHECK(c.layer.forward(c.x, ranks(n, 5)).allFinite());
+    CHECK(c.subject.forward(c.x, ranks(n, 5)).allFinite());
   }
 }
 
@@ -412,16 +341,16 @@ TEMPLATE_LIST_TEST_CASE("a layer overwrites y and dx and adds to gradients", "[l
   using L = typename TestType::Type;
   using S = typename L::Scalar;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
-    const auto clean = run(c);
+    const auto clean = c.run();
     auto cache = fresh_cache<L>();
-    Matrix<S> y = all_nan<S>(c.layer.out_features(), c.x.cols()), dx = all_nan<S>(c.layer.in_features(), c.x.cols());
-    c.layer.forward(c.x, c.rank, cache, y);
+    Matrix<S> y = all_nan<S>(c.subject.out_features(), c.x.cols()), dx = all_nan<S>(c.subject.in_features(), c.x.cols());
+    c.subject.forward(c.x, c.rank, cache, y);
     CHECK(same_bits(y, clean.y));
 
-    auto before = zeros_like(c.layer), gradients = zeros_like(c.layer);
+    auto before = zeros_like(c.subject), gradients = zeros_like(c.subject);
     randomize<L>(before, 5);
     randomize<L>(gradients, 5);
-    c.layer.backward(c.dy, cache, gradients, dx);
+    c.subject.backward(c.dy, cache, gradients, dx);
     CHECK(same_bits(dx, clean.dx));
     const Vector<S> sum = values<L>(before) + values<L>(clean.gradients);
     CHECK(gap(in_double<S>(values<L>(gradients)), in_double<S>(sum)) < rounding<S>);
@@ -435,10 +364,10 @@ TEMPLATE_LIST_TEST_CASE("a layer's backward without dx has the same gradients bi
                 }) {
     for_each_layer_case<L>([](const LayerCase<L>& c) {
       auto cache = fresh_cache<L>();
-      (void)c.layer.forward(c.x, c.rank, cache);
-      auto gradients = zeros_like(c.layer);
-      c.layer.backward(c.dy, cache, gradients, no_dx);
-      CHECK(same_bits(values<L>(gradients), values<L>(run(c).gradients)));
+      (void)c.subject.forward(c.x, c.rank, cache);
+      auto gradients = zeros_like(c.subject);
+      c.subject.backward(c.dy, cache, gradients, no_dx);
+      CHECK(same_bits(values<L>(gradients), values<L>(c.run().gradients)));
     });
   }
 }
@@ -447,17 +376,17 @@ TEMPLATE_LIST_TEST_CASE("a layer's cache is overwritten by each forward and read
   using L = typename TestType::Type;
   using S = typename L::Scalar;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
-    const auto clean = run(c);
+    const auto clean = c.run();
     typename L::Cache cache;
-    auto gradients = zeros_like(c.layer);
+    auto gradients = zeros_like(c.subject);
     // A bigger call leaves NaN in every buffer of the cache and of the gradients' workspace.
-    (void)c.layer.forward(all_nan<S>(c.layer.in_features(), 2 * c.x.cols()), law_rank, cache);
-    (void)c.layer.backward(all_nan<S>(c.layer.out_features(), 2 * c.x.cols()), cache, gradients);
+    (void)c.subject.forward(all_nan<S>(c.subject.in_features(), 2 * c.x.cols()), law_rank, cache);
+    (void)c.subject.backward(all_nan<S>(c.subject.out_features(), 2 * c.x.cols()), cache, gradients);
     seed_dropout(cache);
-    CHECK(same_bits(c.layer.forward(c.x, c.rank, cache), clean.y));
+    CHECK(same_bits(c.subject.forward(c.x, c.rank, cache), clean.y));
     for (int time = 0; time < 2; ++time) {
-      set_zero(c.layer, gradients);
-      CHECK(same_bits(c.layer.backward(c.dy, cache, gradients), clean.dx));
+      set_zero(c.subject, gradients);
+      CHECK(same_bits(c.subject.backward(c.dy, cache, gradients), clean.dx));
       CHECK(same_bits(values<L>(gradients), values<L>(clean.gradients)));
     }
   });
@@ -467,9 +396,9 @@ TEMPLATE_LIST_TEST_CASE("inference is deterministic and equals the training forw
   using L = typename TestType::Type;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
     typename L::Cache cache;
-    const auto y = c.layer.forward(c.x, c.rank);
-    CHECK(same_bits(c.layer.forward(c.x, c.rank, cache), y));
-    CHECK(same_bits(c.layer.forward(c.x, c.rank), y));
+    const auto y = c.subject.forward(c.x, c.rank);
+    CHECK(same_bits(c.subject.forward(c.x, c.rank, cache), y));
+    CHECK(same_bits(c.subject.forward(c.x, c.rank), y));
   });
 }
 
@@ -477,14 +406,14 @@ TEMPLATE_LIST_TEST_CASE("training changes the trained components and never the b
   using L = typename TestType::Type;
   using S = typename L::Scalar;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
-    L layer = c.layer;
+    L layer = c.subject;
     AdamW optimizer(layer, {.lr = 0.1, .weight_decay = 0.1});
-    optimizer.step(layer, run(c).gradients);
-    CHECK(same_bits(frozen_values(layer), frozen_values(c.layer)));
+    optimizer.step(layer, c.run().gradients);
+    CHECK(same_bits(frozen_values(layer), frozen_values(c.subject)));
     const Index b = c.rank.active, t = c.rank.trainable_from;
-    CHECK(same_bits(component_values<L>(layer, 0, t), component_values<L>(c.layer, 0, t)));
-    CHECK(same_bits(component_values<L>(layer, b), component_values<L>(c.layer, b)));
-    const Vector<S> before = component_values<L>(c.layer, t, b), after = component_values<L>(layer, t, b);
+    CHECK(same_bits(component_values<L>(layer, 0, t), component_values<L>(c.subject, 0, t)));
+    CHECK(same_bits(component_values<L>(layer, b), component_values<L>(c.subject, b)));
+    const Vector<S> before = component_values<L>(c.subject, t, b), after = component_values<L>(layer, t, b);
     if (before.size() > 0) CHECK((before.array() != after.array()).any());
     if (c.trained) CHECK((before.array() != after.array()).all());
   });
@@ -495,12 +424,12 @@ TEMPLATE_LIST_TEST_CASE("threads share one const layer at ranks of their own", "
   for (int variant = 0; variant < MakeLayer<L>::variants; ++variant) {
     LawCount::add_case();
     const LayerCase<L> c{variant, true, 1};
-    std::vector<LayerResult<L>> serial, shared(law_slices().size());
-    for (const RankSlice rank : law_slices()) serial.push_back(run(c.layer, c.x, c.dy, rank));
+    std::vector<Result<L>> serial, shared(law_slices().size());
+    for (const RankSlice rank : law_slices()) serial.push_back(run(c.subject, c.x, c.dy, rank));
     std::vector<std::thread> pool;
     for (std::size_t i = 0; i < shared.size(); ++i) {
       pool.emplace_back([&, i] {
-        for (int time = 0; time < 3; ++time) shared[i] = run(c.layer, c.x, c.dy, law_slices()[i]);
+        for (int time = 0; time < 3; ++time) shared[i] = run(c.subject, c.x, c.dy, law_slices()[i]);
       });
     }
     for (std::thread& thread : pool) thread.join();
@@ -514,7 +443,7 @@ TEMPLATE_LIST_TEST_CASE("a layer refuses what does not fit and says what was exp
   for (int variant = 0; variant < MakeLayer<L>::variants; ++variant) {
     LawCount::add_case();
     const LayerCase<L> c{variant, true, 3};
-    const L& layer = c.layer;
+    const L& layer = c.subject;
     const Index in = layer.in_features(), out = layer.out_features(), n = c.x.cols();
     const std::string got = "got " + std::to_string(n + 1);
     typename L::Cache cache, unfilled;

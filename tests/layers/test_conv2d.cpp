@@ -106,21 +106,21 @@ TEMPLATE_TEST_CASE("oracle of LoRA convolution: at every rank it convolves with 
   for (int variant = 0; variant < 4; ++variant) {
     const LayerCase<Conv2d<S>> c{variant, true, 1};
     for (Index b = 1; b <= law_rank; ++b) {
-      const Matrix<double> expected = convolution(c.layer.unfold.options(), static_cast<Index>(c.layer.groups.size()),
-                                                  whole_weight(c.layer, b), in_double<S>(c.layer.merged(b).weight().bias), in_double(c.x));
-      CHECK(gap(in_double(c.layer.forward(c.x, b)), expected) < rounding<S>);
+      const Matrix<double> expected = convolution(c.subject.unfold.options(), static_cast<Index>(c.subject.groups.size()),
+                                                  whole_weight(c.subject, b), in_double<S>(c.subject.merged(b).weight().bias), in_double(c.x));
+      CHECK(gap(in_double(c.subject.forward(c.x, b)), expected) < rounding<S>);
     }
   }
 }
 
 TEST_CASE("oracle of LoRA convolution: its adapter is a convolution down to b channels and a 1 x 1 convolution up") {
   const LayerCase<Conv2d<double>> c{1, true, 3};
-  const LowRank<double>& adapter = c.layer.groups[0].adapter;
-  const Unfold unfold = c.layer.unfold;
+  const LowRank<double>& adapter = c.subject.groups[0].adapter;
+  const Unfold unfold = c.subject.unfold;
   const Conv2d<double, FrozenLinear<double>> down(unfold, {FrozenLinear<double>(Matrix<double>(adapter.A.topRows(3)))});
   const Conv2d<double, FrozenLinear<double>> up(Matrix<double>(adapter.B.leftCols(3)), {.in_channels = 3, .image = unfold.output()});
   const Matrix<double> low = up.forward(down.forward(c.x, RankSlice::none()), RankSlice::none());
-  const Matrix<double> change = c.layer.forward(c.x, 3) - c.layer.forward(c.x, RankSlice::none());
+  const Matrix<double> change = c.subject.forward(c.x, 3) - c.subject.forward(c.x, RankSlice::none());
   CHECK(gap(change, law_alpha / 3 * low) < rounding<double>);
 }
 
@@ -128,12 +128,12 @@ TEMPLATE_TEST_CASE("oracle of LoRA convolution: what merging adds can be taken a
   using S = TestType;
   for (int variant = 0; variant < 4; ++variant) {
     const LayerCase<Conv2d<S>> c{variant, true, 3};
-    const DenseWeight<S> base = c.layer.weight(), merged = c.layer.merged(3).weight(), again = c.layer.merged(3).merged(1).weight();
+    const DenseWeight<S> base = c.subject.weight(), merged = c.subject.merged(3).weight(), again = c.subject.merged(3).merged(1).weight();
     CHECK(same_bits(merged.W, again.W));
-    CHECK(gap(in_double(merged.W), whole_weight(c.layer, 3)) < rounding<S>);
-    const Matrix<double> delta = whole_weight(c.layer, 3) - in_double(base.W);
+    CHECK(gap(in_double(merged.W), whole_weight(c.subject, 3)) < rounding<S>);
+    const Matrix<double> delta = whole_weight(c.subject, 3) - in_double(base.W);
     CHECK(gap(in_double(merged.W) - delta, in_double(base.W)) < rounding<S>);
-    CHECK(same_bits(c.layer.merged(RankSlice::none()).weight().W, base.W));
+    CHECK(same_bits(c.subject.merged(RankSlice::none()).weight().W, base.W));
     CHECK(same_bits(Matrix<S>(merged.bias), Matrix<S>(base.bias)));
   }
 }
@@ -197,7 +197,7 @@ TEMPLATE_TEST_CASE("a convolution has the same bits for any number of threads", 
     const BatchRanks ranks = BatchRanks::per_sample({5, 5, {3, 1}});
     const auto expected = run(conv, x, dy, ranks);
     for_each_threading([&] { return run(conv, x, dy, ranks); },
-                       [&](const LayerResult<Conv2d<S>>& got, const std::string& where) {
+                       [&](const Result<Conv2d<S>>& got, const std::string& where) {
                          INFO(where);
                          CHECK(got == expected);
                        });
@@ -207,11 +207,11 @@ TEMPLATE_TEST_CASE("a convolution has the same bits for any number of threads", 
 TEST_CASE("each group of a convolution is a convolution of its own channels") {
   using C = Conv2d<double>;
   const LayerCase<C> c{2, true, {3, 1}};
-  const auto whole = run(c);
-  UnfoldOptions half = c.layer.unfold.options();
+  const auto whole = c.run();
+  UnfoldOptions half = c.subject.unfold.options();
   half.channels /= 2;
   for (const Index group : {0, 1}) {
-    const C alone(Unfold(half), {c.layer.groups[static_cast<std::size_t>(group)]});
+    const C alone(Unfold(half), {c.subject.groups[static_cast<std::size_t>(group)]});
     const Index in = alone.in_features(), out = alone.out_features();
     const auto part = run<C>(alone, c.x.middleRows(group * in, in), c.dy.middleRows(group * out, out), c.rank);
     CHECK(same_bits(part.y, Matrix<double>(whole.y.middleRows(group * out, out))));
@@ -278,22 +278,22 @@ TEST_CASE("as a projection a convolution sets or adds its gradient to the input,
   STATIC_REQUIRE(Projection<C>);
   for (int variant = 0; variant < 4; ++variant) {
     const LayerCase<C> c{variant, true, {3, 1}};
-    const auto clean = run(c);
+    const auto clean = c.run();
     C::Cache cache;
     Matrix<double> y = all_nan<double>(c.dy.rows(), c.dy.cols()), set = all_nan<double>(c.x.rows(), c.x.cols());
     const Matrix<double> before = noise<double>(c.x.rows(), c.x.cols(), 9);
     Matrix<double> added = before;
-    c.layer.apply(c.x, {3, 1}, cache, y);
+    c.subject.apply(c.x, {3, 1}, cache, y);
     CHECK(same_bits(y, clean.y));
-    auto gradients = zeros_like(c.layer), again = gradients;
-    c.layer.set_backward(c.x, c.dy, cache, gradients, set);
-    c.layer.add_backward(c.x, c.dy, cache, again, added);
+    auto gradients = zeros_like(c.subject), again = gradients;
+    c.subject.set_backward(c.x, c.dy, cache, gradients, set);
+    c.subject.add_backward(c.x, c.dy, cache, again, added);
     CHECK(same_bits(set, clean.dx));
     CHECK(gap(added, before + clean.dx) < rounding<double>);
     CHECK(same_bits(values<C>(gradients), values<C>(clean.gradients)));
     CHECK(same_bits(values<C>(again), values<C>(clean.gradients)));
-    c.layer.apply(c.x, law_rank + 7, cache, y);
-    CHECK(same_bits(y, c.layer.forward(c.x, law_rank)));
+    c.subject.apply(c.x, law_rank + 7, cache, y);
+    CHECK(same_bits(y, c.subject.forward(c.x, law_rank)));
   }
 }
 
