@@ -102,9 +102,7 @@ struct Times {
 
 class Benchmark {
  public:
-  explicit Benchmark(const Options& options) : o_(options), report_(measure::begin_report(options.rows)) {
-    find_peers();
-  }
+  explicit Benchmark(const Options& options) : o_(options), report_(measure::begin_report(options.rows)) { find_peers(); }
 
   void run() {
     for (const auto& [shape, goals] : o_.quick ? std::vector<Step>{{{64, 64, 8}, {}}, {{64, 128, 8}, {}}} : steps) {
@@ -283,6 +281,6 @@ void run(Options o, const CLI::App& app) {
 
 int main(int argc, char** argv) {
   return measure::program_main(argc, argv, "step_ratio",
-                               "Compare a step of an adapted linear layer with the two products of its frozen weight", step_ratio::Options{},
-                               step_ratio::declare, step_ratio::run);
+                               "Compare a step of an adapted linear layer with the two products of its frozen weight",
+                               step_ratio::Options{}, step_ratio::declare, step_ratio::run);
 }

@@ -201,9 +201,7 @@ TEMPLATE_LIST_TEST_CASE("what an adapter drops and gives for a sample does not d
   using A = typename TestType::Type;
   for_each_mixed_adapter_case<A>([](const AdapterCase<A>& c, const std::vector<RankSlice>& mix) {
     const auto mixed = c.run(c.subject, BatchRanks::per_sample(mix));
-    for_each_part(mix, [&](Index begin, Index n, RankSlice rank) {
-      check_same_outputs(mixed, c.run(c.subject, rank), begin, n);
-    });
+    for_each_part(mix, [&](Index begin, Index n, RankSlice rank) { check_same_outputs(mixed, c.run(c.subject, rank), begin, n); });
   });
 }
 

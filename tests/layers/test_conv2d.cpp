@@ -106,8 +106,9 @@ TEMPLATE_TEST_CASE("oracle of LoRA convolution: at every rank it convolves with 
   for (int variant = 0; variant < 4; ++variant) {
     const LayerCase<Conv2d<S>> c{variant, true, 1};
     for (Index b = 1; b <= law_rank; ++b) {
-      const Matrix<double> expected = convolution(c.subject.unfold.options(), static_cast<Index>(c.subject.groups.size()),
-                                                  whole_weight(c.subject, b), in_double<S>(c.subject.merged(b).weight().bias), in_double(c.x));
+      const Matrix<double> expected =
+          convolution(c.subject.unfold.options(), static_cast<Index>(c.subject.groups.size()), whole_weight(c.subject, b),
+                      in_double<S>(c.subject.merged(b).weight().bias), in_double(c.x));
       CHECK(gap(in_double(c.subject.forward(c.x, b)), expected) < rounding<S>);
     }
   }
