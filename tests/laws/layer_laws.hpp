@@ -358,7 +358,7 @@ TEMPLATE_LIST_TEST_CASE("a layer overwrites y and dx and adds to gradients", "[l
 }
 
 TEMPLATE_LIST_TEST_CASE("a layer's backward without dx has the same gradients bit for bit", "[laws]", LayersUnderTest) {
-  using L = TestType;
+  using L = typename TestType::Type;
   if constexpr (requires(const L& layer, typename L::Cache& cache, typename L::Gradients& gradients, Matrix<typename L::Scalar>& dy) {
                   layer.backward(dy, cache, gradients, no_dx);
                 }) {
