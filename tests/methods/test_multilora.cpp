@@ -7,15 +7,11 @@
 #include <vector>
 
 #include "dylora/ranks/truncate.hpp"
+#include "methods/multilora_under_test.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"
 
 namespace dylora::test {
-
-template <class S>
-MultiLoraOptions options_of(As<MultiLora<S>>, Index /*out*/, Index max_rank) {
-  return {.max_rank = max_rank, .modules = 2, .alpha = law_alpha};
-}
 
 /// Whose gains are one number for each of four modules.
 template <class S>

@@ -1,14 +1,8 @@
 #include "dylora/layers/linear.hpp"
-#include "dylora/methods/multilora.hpp"
+#include "methods/multilora_under_test.hpp"
 #include "support/law.hpp"
-#include "support/make.hpp"
 
 namespace dylora::test {
-
-template <class S>
-MultiLoraOptions options_of(As<MultiLora<S>>, Index /*out*/, Index max_rank) {
-  return {.max_rank = max_rank, .modules = 2, .alpha = law_alpha};
-}
 
 template <class S>
 using ParallelModules = Linear<S, MultiLora<S>>;

@@ -17,6 +17,7 @@
 #include "dylora/train/adamw.hpp"
 #include "dylora/train/loss.hpp"
 #include "dylora/train/train_step.hpp"
+#include "methods/adalora/trained_layer.hpp"
 #include "support/catch.hpp"
 #include "support/throws.hpp"
 #include "support/values.hpp"
@@ -24,15 +25,6 @@
 namespace dylora::test {
 
 namespace {
-
-constexpr Index in = 9, out = 7, max_rank = 4;
-
-Linear<double> trained_layer() {
-  Rng rng(1);
-  Linear<double> layer(Matrix<double>(noise<double>(out, in, 1)), {.max_rank = max_rank, .alpha = 3}, rng);
-  randomize<Linear<double>>(layer, 2);
-  return layer;
-}
 
 /// The gradients of a backward at this slice.
 Linear<double>::Gradients gradients_of(const Linear<double>& layer, RankSlice rank, std::uint64_t seed) {

@@ -3,6 +3,7 @@
 #include <Eigen/QR>
 
 #include "dylora/layers/linear.hpp"
+#include "methods/adalora/trained_layer.hpp"
 #include "support/catch.hpp"
 #include "support/throws.hpp"
 #include "support/values.hpp"
@@ -10,15 +11,6 @@
 namespace dylora::test {
 
 namespace {
-
-constexpr Index in = 9, out = 7, max_rank = 4;
-
-Linear<double> trained_layer() {
-  Rng rng(1);
-  Linear<double> layer(Matrix<double>(noise<double>(out, in, 1)), {.max_rank = max_rank, .alpha = 3}, rng);
-  randomize<Linear<double>>(layer, 2);
-  return layer;
-}
 
 /// Gradients of zero that hold this slice to be trained.
 Linear<double>::Gradients trained_at(const Linear<double>& layer, RankSlice rank) {

@@ -82,23 +82,6 @@ Chain<LowRank<S>> chain_of(const std::vector<Index>& ranks, const std::vector<do
   return {std::move(links), options};
 }
 
-template <class A>
-struct Ran {
-  using S = typename A::Scalar;
-  Matrix<S> y, dx;
-  typename A::Gradients gradients;
-};
-
-template <class A>
-Ran<A> run_once(const A& adapter, const Matrix<typename A::Scalar>& x, const Matrix<typename A::Scalar>& dy, const BatchRanks& ranks) {
-  using S = typename A::Scalar;
-  Ran<A> result{Matrix<S>::Zero(out, x.cols()), Matrix<S>::Zero(in, x.cols()), zeros_like(adapter)};
-  typename A::Cache cache;
-  adapter.add_forward(x, ranks, cache, result.y);
-  adapter.add_backward(x, dy, cache, result.gradients, result.dx);
-  return result;
-}
-
 }  // namespace
 
 TEMPLATE_TEST_CASE("a chain is the sum of its links at every rank and mix of ranks", "", float, double) {
@@ -110,10 +93,10 @@ TEMPLATE_TEST_CASE("a chain is the sum of its links at every rank and mix of ran
     CHECK(chain.components() == 5);
     for (const BatchRanks& batch : {BatchRanks(1), BatchRanks(2), BatchRanks(5), BatchRanks(5, 4), BatchRanks(3, 3),
                                     BatchRanks::per_sample({5, 5, 1, RankSlice::none(), 2, {3, 2}})}) {
-      const auto whole = run_once(chain, x, dy, batch);
+      const auto whole = run(chain, x, dy, batch, {});
       Matrix<S> y = Matrix<S>::Zero(out, 6), dx = Matrix<S>::Zero(in, 6);
       for (std::size_t j = 0; j < ranks.size(); ++j) {
-        const auto link = run_once(chain.links[j], x, dy, batch.at_most(ranks[j]));
+        const auto link = run(chain.links[j], x, dy, batch.at_most(ranks[j]), {});
         y += link.y;
         dx += link.dx;
         if (j + 1 == ranks.size()) {
@@ -125,7 +108,7 @@ TEMPLATE_TEST_CASE("a chain is the sum of its links at every rank and mix of ran
       CHECK(gap(in_double(whole.dx), in_double(dx)) < rounding<S>);
     }
     for (Index b = 1; b <= 5; ++b)
-      CHECK(gap(in_double(chain.delta(b)).lazyProduct(in_double(x)), in_double(run_once(chain, x, dy, b).y)) < rounding<S>);
+      CHECK(gap(in_double(chain.delta(b)).lazyProduct(in_double(x)), in_double(run(chain, x, dy, b, {}).y)) < rounding<S>);
     CHECK(chain.delta(RankSlice::none()).isZero(0));
   }
 }
@@ -147,10 +130,10 @@ TEST_CASE("oracle of Chain of LoRA: a link that is added to a chain leaves its f
     chain.extend(rng);
     CHECK(static_cast<Index>(chain.links.size()) == links);
     for (Index b = 1; b <= 5; ++b) {
-      CHECK(same_bits(run_once(chain, x, dy, b).y, run_once(before, x, dy, b).y));
-      CHECK(same_bits(run_once(chain, x, dy, b).dx, run_once(before, x, dy, b).dx));
+      CHECK(same_bits(run(chain, x, dy, b, {}).y, run(before, x, dy, b, {}).y));
+      CHECK(same_bits(run(chain, x, dy, b, {}).dx, run(before, x, dy, b, {}).dx));
     }
-    const auto gradients = run_once(chain, x, dy, 5).gradients.last;
+    const auto gradients = run(chain, x, dy, 5, {}).gradients.last;
     CHECK(gradients.A.isZero(0));
     CHECK(gradients.B.colwise().squaredNorm().minCoeff() > 0);
     CHECK((chain.links.back().A.array() != before.links.back().A.array()).all());
@@ -218,8 +201,8 @@ TEMPLATE_TEST_CASE("a chain whose last link is cut is cut whole", "", float, dou
         const Index left = std::min(b, components);
         const RankSlice rank = left == 0 ? RankSlice::none() : RankSlice(left);
         CHECK(same_bits(cut.delta(b), chain.delta(rank)));
-        CHECK(same_bits(run_once(cut, x, dy, b).y, run_once(chain, x, dy, rank).y));
-        CHECK(same_bits(run_once(cut, x, dy, b).dx, run_once(chain, x, dy, rank).dx));
+        CHECK(same_bits(run(cut, x, dy, b, {}).y, run(chain, x, dy, rank, {}).y));
+        CHECK(same_bits(run(cut, x, dy, b, {}).dx, run(chain, x, dy, rank, {}).dx));
         CHECK(cut.factors(b).A.rows() == chain.factors(left).A.rows());
       }
       Rng rng(1);
@@ -358,7 +341,7 @@ TEST_CASE("the gradients of a chain serve another of the same last link and as m
   auto gradients = zeros_like(chain_of<double>({5, 5, 5}));
   for (const std::vector<Index>& ranks : {std::vector<Index>{5, 5, 5}, {2, 3, 5}, {5, 5, 5}}) {
     const Chain<LowRank<double>> chain = chain_of<double>(ranks);
-    const auto expected = run_once(chain, x, dy, 5);
+    const auto expected = run(chain, x, dy, 5, {});
     Matrix<double> y = Matrix<double>::Zero(out, 6), dx = Matrix<double>::Zero(in, 6);
     Chain<LowRank<double>>::Cache cache;
     set_zero(chain, gradients);

@@ -15,6 +15,7 @@
 #include "dylora/ranks/truncate.hpp"
 #include "dylora/train/adamw.hpp"
 #include "dylora/train/loss.hpp"
+#include "methods/nola/nola_under_test.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"
 #include "support/threads.hpp"
@@ -25,15 +26,6 @@ template <class S>
 using NestedRanks = Nola<S>;
 template <class S>
 using NestedBases = NolaBases<S>;
-
-template <class S>
-NolaOptions options_of(As<Nola<S>>, Index /*out*/, Index max_rank) {
-  return {.max_rank = max_rank, .bases = 6, .alpha = law_alpha};
-}
-template <class S>
-NolaOptions options_of(As<NolaBases<S>>, Index /*out*/, Index max_rank) {
-  return {.max_rank = 3, .bases = max_rank, .alpha = law_alpha};
-}
 
 template <class S>
 inline constexpr bool couples_components<NolaBases<S>> = true;  // each coefficient of a factor sees all of the other factor

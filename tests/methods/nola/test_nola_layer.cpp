@@ -1,18 +1,8 @@
 #include "dylora/layers/linear.hpp"
-#include "dylora/methods/nola/nola.hpp"
+#include "methods/nola/nola_under_test.hpp"
 #include "support/law.hpp"
-#include "support/make.hpp"
 
 namespace dylora::test {
-
-template <class S>
-NolaOptions options_of(As<Nola<S>>, Index /*out*/, Index max_rank) {
-  return {.max_rank = max_rank, .bases = 6, .alpha = law_alpha};
-}
-template <class S>
-NolaOptions options_of(As<NolaBases<S>>, Index /*out*/, Index max_rank) {
-  return {.max_rank = 3, .bases = max_rank, .alpha = law_alpha};
-}
 
 template <class S>
 using NestedRanks = Linear<S, Nola<S>>;

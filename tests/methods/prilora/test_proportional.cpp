@@ -48,23 +48,6 @@ Proportional<LowRank<S>> share_of(Index r, Index R) {
   return adapter;
 }
 
-template <class A>
-struct Ran {
-  using S = typename A::Scalar;
-  Matrix<S> y, dx;
-  typename A::Gradients gradients;
-};
-
-template <class A>
-Ran<A> run_once(const A& adapter, const Matrix<typename A::Scalar>& x, const Matrix<typename A::Scalar>& dy, const BatchRanks& ranks) {
-  using S = typename A::Scalar;
-  Ran<A> result{Matrix<S>::Zero(out, x.cols()), Matrix<S>::Zero(in, x.cols()), zeros_like(adapter)};
-  typename A::Cache cache;
-  adapter.add_forward(x, ranks, cache, result.y);
-  adapter.add_backward(x, dy, cache, result.gradients, result.dx);
-  return result;
-}
-
 }  // namespace
 
 TEST_CASE("a share of the components grows with the rank and reaches all of them at the last") {
@@ -105,8 +88,8 @@ TEMPLATE_TEST_CASE("an adapter in a model of a higher rank is the adapter at its
     for (Index b = 1; b <= R; ++b) {
       for (const Index t : {Index{0}, b - 1, b}) {
         const RankSlice own{adapter.rank_of(b), adapter.rank_of(t)};
-        const auto got = run_once(adapter, x, dy, RankSlice(b, t));
-        const auto expected = run_once(adapter.inner, x, dy, own);
+        const auto got = run(adapter, x, dy, RankSlice(b, t), {});
+        const auto expected = run(adapter.inner, x, dy, own, {});
         CHECK(same_bits(got.y, expected.y));
         CHECK(same_bits(got.dx, expected.dx));
         CHECK(same_bits(values<LowRank<S>>(got.gradients), values<LowRank<S>>(expected.gradients)));
@@ -117,9 +100,9 @@ TEMPLATE_TEST_CASE("an adapter in a model of a higher rank is the adapter at its
     }
     // A mix of ranks, some of which come to have one share.
     const std::vector<RankSlice> mix{R, R, std::max<Index>(1, R - 1), RankSlice::none(), 1, {R, R - 1}};
-    const auto mixed = run_once(adapter, x, dy, BatchRanks::per_sample(mix));
+    const auto mixed = run(adapter, x, dy, BatchRanks::per_sample(mix), {});
     for (std::size_t i = 0; i < mix.size(); ++i) {
-      const Matrix<S> one = run_once(adapter, x, dy, mix[i]).y.col(static_cast<Index>(i));
+      const Matrix<S> one = run(adapter, x, dy, mix[i], {}).y.col(static_cast<Index>(i));
       CHECK(same_bits(Matrix<S>(mixed.y.col(static_cast<Index>(i))), one));
     }
   }
@@ -131,7 +114,7 @@ TEST_CASE("a frozen sweep over the ranks of a model trains every component of an
       const auto adapter = share_of<double>(r, R);
       std::vector<int> trained(static_cast<std::size_t>(r), 0);
       for (Index b = 1; b <= R; ++b) {
-        const auto ran = run_once(adapter, noise<double>(in, 2, 1), noise<double>(out, 2, 2), RankSlice(b, b - 1));
+        const auto ran = run(adapter, noise<double>(in, 2, 1), noise<double>(out, 2, 2), RankSlice(b, b - 1), {});
         for (Index i = 0; i < r; ++i) trained[static_cast<std::size_t>(i)] += ran.gradients.A.components.contains(i);
       }
       CHECK(trained == std::vector<int>(static_cast<std::size_t>(r), 1));
@@ -153,8 +136,8 @@ TEMPLATE_TEST_CASE("a cut adapter has at every rank of the model as many compone
       for (const Index t : {Index{0}, b - 1, b}) {
         const Index left = std::min(components, whole.rank_of(b));
         const RankSlice own = left == 0 ? RankSlice::none() : RankSlice(left, std::min(left, whole.rank_of(t)));
-        const auto got = run_once(adapter, x, dy, RankSlice(b, t));
-        const auto expected = run_once(whole.inner, x, dy, own);
+        const auto got = run(adapter, x, dy, RankSlice(b, t), {});
+        const auto expected = run(whole.inner, x, dy, own, {});
         CHECK(same_bits(got.y, expected.y));
         CHECK(same_bits(got.dx, expected.dx));
         CHECK(same_bits(component_values<LowRank<S>>(got.gradients, 0), component_values<LowRank<S>>(expected.gradients, 0, components)));
