@@ -79,7 +79,7 @@ class Layer {
   Work forward() {
     return {.library = [this](const peers::Library& library) { library.forward(weight(), x_, y_); },
             .own = [this] { set_product(y_, weight(), x_); },
-            .adapted = [this](Index rank) { layer_.apply(x_, rank, cache_.adapter, y_); }};
+            .adapted = [this](Index rank) { layer_.apply(x_, rank, cache_, y_); }};
   }
 
  private:
