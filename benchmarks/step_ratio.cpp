@@ -15,7 +15,6 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -191,7 +190,7 @@ class Benchmark {
     const auto layer = adapted<Storage>(shape, 8, rng);
     const Matrix<float> x = random_uniform<float>(shape.in, shape.tokens, 0.5, rng);
     Matrix<float> y(shape.out, shape.tokens);
-    typename std::remove_cvref_t<decltype(layer)>::Cache cache;
+    typename decltype(adapted<Storage>(shape, 8, rng))::Cache cache;
     for (const int threads : o_.threads) {
       text::use_threads(threads);
       std::vector<measure::Contender> contenders{{"forward", measure::timed([&] { layer.apply(x, 8, cache, y); }, o_.seconds)}};
