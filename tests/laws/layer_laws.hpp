@@ -372,6 +372,20 @@ TEMPLATE_LIST_TEST_CASE("a layer's backward without dx has the same gradients bi
   }
 }
 
+TEMPLATE_LIST_TEST_CASE("a layer whose caller keeps x has none left of an earlier forward", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  if constexpr (requires(const L& layer, typename L::Cache& cache, Matrix<typename L::Scalar>& x) { layer.apply(x, 1, cache, x); }) {
+    for_each_layer_case<L>([](const LayerCase<L>& c) {
+      auto cache = fresh_cache<L>();
+      Matrix<typename L::Scalar> y = c.subject.forward(c.x, c.rank, cache);
+      c.subject.apply(c.x, c.rank, cache, y);
+      auto gradients = zeros_like(c.subject);
+      CHECK_THROWS_AS(c.subject.backward(c.dy, cache, gradients), ShapeError);
+      CHECK(values<L>(gradients).isZero(0));
+    });
+  }
+}
+
 TEMPLATE_LIST_TEST_CASE("a layer's cache is overwritten by each forward and read by any number of backward", "[laws]", LayersUnderTest) {
   using L = typename TestType::Type;
   using S = typename L::Scalar;

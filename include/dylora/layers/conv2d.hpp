@@ -116,9 +116,10 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
 
   /// y = x convolved with W + Δ_b, plus bias, for a caller that keeps x, as composite layers do and as forward does.
   ///
-  /// x in_features × n; y out_features × n, overwritten; the cache is overwritten but for its x. A rank above max_rank means all components.
+  /// x in_features × n; y out_features × n, overwritten; the cache is overwritten, and holds no x. A rank above max_rank means all components.
   /// Throws ShapeError if x or y do not fit. For each group costs 2·n·positions·(out·patch + b·(patch + out)) flops.
   void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    cache.x.resize(in_features(), 0);  // the caller has it: one of an earlier forward must not stand in for it
     cache.samples = 0;
     require_equal(x.rows(), in_features(), "Conv2d::forward: rows of x");
     require_samples(x.cols(), "Conv2d::forward: x");

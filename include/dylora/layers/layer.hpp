@@ -74,7 +74,8 @@ Eigen::Map<const Matrix<S>> of_shape(Index rows, Index cols) {
 ///     forward  = apply, then a copy of x into cache.x
 ///     backward = set_backward, or add_gradients, with that copy
 ///
-/// A base of the layer, struct Linear : KeepsInput<Linear<S>, S>. The layer has a Cache with a Buffer<S> x, and a name that messages begin with.
+/// A base of the layer, struct Linear : KeepsInput<Linear<S>, S>. The layer has a Cache with a Buffer<S> x, which its apply empties, and a name
+/// that messages begin with.
 template <class Derived, std::floating_point S>
 struct KeepsInput {
   /// y, for inference. x in × n; b ≤ max_rank, one for all columns or one for each run of them; returns out × n.

@@ -108,6 +108,7 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
   /// x in × n; y out × n, overwritten. A rank above max_rank means all components. Throws ShapeError if x or y do not fit. Costs a Linear's
   /// forward, the norms, and a pass over y.
   void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
+    cache.x.resize(in_features(), 0);  // the caller has it: one of an earlier forward must not stand in for it
     cache.samples = 0;  // if this call throws, the cache counts as not filled
     require_equal(x.rows(), in_features(), "DoraLinear::forward: rows of x");
     require_samples(x.cols(), "DoraLinear::forward: x");
