@@ -152,7 +152,7 @@ struct Linear : KeepsInput<Linear<S, A, W>, S> {
     add_product(out.middleCols(begin, n), term.left, term.right, term.scale);
   }
 
-  /// dx (overwritten unless `add`). The adapter goes first: it may refuse, and nothing has been added then.
+  /// dx (overwritten unless `add`). The adapter goes first: it may refuse, and nothing has been touched then.
   template <bool add>
   void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
     require_equal(dy.rows(), out_features(), "Linear::backward: rows of dy");
@@ -166,6 +166,7 @@ struct Linear : KeepsInput<Linear<S, A, W>, S> {
         });
       });
     } else {
+      adapter.check_backward(x, dy, cache.adapter, gradients.adapter);
       if constexpr (!add) dx.setZero();
       adapter.add_backward(x, dy, cache.adapter, gradients.adapter, dx);
       base.add_apply_transposed(dy, dx);
