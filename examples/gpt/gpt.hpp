@@ -66,7 +66,7 @@ struct Gpt {
 
   static constexpr bool extends = requires(const Block& block, dylora::Matrix<S>& x, dylora::KeyValueCache<S>& past) {
     block.extend(x, dylora::RankSlice::none(), past);
-  } && dylora::SelfContainedLayer<Linear>;
+  } && dylora::SelfContained<Linear>;
 
   /// The largest rank that forward accepts; 0 if nothing has an adapter.
   Index max_rank() const {

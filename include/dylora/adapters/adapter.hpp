@@ -14,10 +14,12 @@
 /// What a layer, a file or an optimiser asks of an adapter. A type needs no base class and no registration: whatever answers these calls fits.
 namespace dylora {
 
-/// A trainable correction Δ of a frozen weight. Both verbs add into their outputs. check_backward(x, dy, cache, gradients) throws exactly what
-/// add_backward would throw for these arguments, and touches nothing: who adds with several adapters asks them all first. (dx is the caller's,
-/// in × n, and not asked about.) Its parameters may be cut to their first b components
-/// (ranks/truncate.hpp): it then still accepts every rank up to max_rank, and computes at those above b what it does at b.
+/// A trainable correction Δ of a frozen weight. Both verbs add into their outputs. check_backward(x, dy, cache, gradients) throws what
+/// add_backward would throw for these arguments, and touches nothing: who adds with several adapters asks them all first. It is not asked
+/// about dx, which is the caller's, in × n.
+///
+/// Its parameters may be cut to their first b components (ranks/truncate.hpp): it then still accepts every rank up to max_rank, and computes
+/// at those above b what it does at b.
 template <class A>
 concept Adapter = Trainable<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, MatrixRef<typename A::Scalar> out,
                                            const BatchRanks& ranks, typename A::Cache& cache, const typename A::Cache& filled,
@@ -30,10 +32,11 @@ concept Adapter = Trainable<A> && requires(const A& adapter, ConstMatrixRef<type
   adapter.check_backward(in, in, filled, std::as_const(gradients));
 };
 
-/// An adapter that can be called with a cache that was just made. Others declare `static constexpr bool needs_linked_cache = true;`: their
-/// caller connects the cache to what lies outside of it, before each forward or once for all.
-template <class A>
-concept SelfContained = Adapter<A> && !requires { requires A::needs_linked_cache; };
+/// An adapter, a projection or a layer whose cache needs nothing from the caller, so that it can be called with one that was just made, or
+/// without. Others declare `static constexpr bool needs_linked_cache = true;`: their caller connects the cache to what lies outside of it, before
+/// each forward or once for all.
+template <class T>
+concept SelfContained = !requires { requires T::needs_linked_cache; };
 
 /// An adapter whose correction is a low-rank term for each run of equal ranks, left to the caller to add: each verb of Adapter is one of
 /// these followed by the addition of its terms, f(first column, columns, term) for each.

@@ -60,7 +60,7 @@ template <std::floating_point S, Projection P = Linear<S>>
 struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
   using Scalar = S;
   static constexpr std::string_view name = "Conv2d";
-  static constexpr bool needs_linked_cache = !SelfContainedLayer<P>;
+  static constexpr bool needs_linked_cache = !SelfContained<P>;
 
   struct Gradients {
     std::vector<typename P::Gradients> groups;

@@ -3,6 +3,7 @@
 
 #include <concepts>
 
+#include "dylora/adapters/adapter.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/named.hpp"
@@ -47,11 +48,6 @@ concept Projection = Trainable<P> && requires(const P& projection, ConstMatrixRe
   projection.add_gradients(in, in, filled, gradients);      // (x, dy, …)        gradients += ∂/∂θ alone
 };
 
-/// A layer or a projection whose cache needs nothing from the caller before a forward, so that it can be called without one. Those of which
-/// an adapter is weighed or linked from outside say `static constexpr bool needs_linked_cache = true`.
-template <class L>
-concept SelfContainedLayer = !requires { requires L::needs_linked_cache; };
-
 /// In the place of dx, where nothing below the layer learns: layer.backward(dy, cache, gradients, no_dx).
 struct NoInputGradient {};
 inline constexpr NoInputGradient no_dx;
@@ -81,7 +77,7 @@ struct KeepsInput {
   /// y, for inference. x in × n; b ≤ max_rank, one for all columns or one for each run of them; returns out × n.
   /// Throws ShapeError if x does not fit or has no column, std::invalid_argument for the rank. Costs what apply does; keeps nothing.
   Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const
-    requires SelfContainedLayer<Derived>
+    requires SelfContained<Derived>
   {
     require_ranks(ranks, x.cols(), self().max_rank(), detail::named<Derived, "::forward">());
     typename Derived::Cache scratch;

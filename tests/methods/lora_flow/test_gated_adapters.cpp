@@ -205,7 +205,7 @@ TEMPLATE_TEST_CASE("a linear layer runs gated adapters along with its base and h
   }
   // A forward without a cache would have no weights to give, so there is none. At no rank nobody asks for weights.
   STATIC_REQUIRE_FALSE(dylora::Layer<Layer>);
-  STATIC_REQUIRE_FALSE(SelfContainedLayer<Layer>);
+  STATIC_REQUIRE_FALSE(SelfContained<Layer>);
   STATIC_REQUIRE_FALSE(dylora::Layer<Attention<S, Layer>>);
   typename Layer::Cache cache;
   Matrix<S> y(out, samples);

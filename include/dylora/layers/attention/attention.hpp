@@ -44,7 +44,7 @@ struct SeparateProjections {
   Key k;
   Value v;
 
-  static constexpr bool needs_linked_cache = !(SelfContainedLayer<Query> && SelfContainedLayer<Key> && SelfContainedLayer<Value>);
+  static constexpr bool needs_linked_cache = !(SelfContained<Query> && SelfContained<Key> && SelfContained<Value>);
 
   Index in_features() const { return q.in_features(); }
 

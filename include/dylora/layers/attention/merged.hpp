@@ -38,7 +38,7 @@ struct MergedProjection {
   Merged qkv;
   Index query_features;  // as many rows of the weight
 
-  static constexpr bool needs_linked_cache = !SelfContainedLayer<Merged>;
+  static constexpr bool needs_linked_cache = !SelfContained<Merged>;
 
   Index in_features() const { return qkv.in_features(); }
 

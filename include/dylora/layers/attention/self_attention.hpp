@@ -65,7 +65,7 @@ struct SelfAttention : Projections {
   Output o;
   AttentionOptions options;
 
-  static constexpr bool needs_linked_cache = Projections::needs_linked_cache || !SelfContainedLayer<Output>;
+  static constexpr bool needs_linked_cache = Projections::needs_linked_cache || !SelfContained<Output>;
 
   using Projections::in_features;
   Index out_features() const { return o.out_features(); }
