@@ -158,27 +158,18 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
   /// with W + Δ_b. dy out_features × n; dx in_features × n, overwritten. Throws ShapeError, with nothing added, if something does not fit or the
   /// cache was not filled.
   void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    check_dx(dy, dx);
-    check_backward(x, dy, cache, gradients);
-    dx.setZero();
-    add_parts(x, dy, cache, gradients, [&](ConstMatrixRef<S> d_patches, std::size_t group, Index begin) {
-      unfold.template add_scatter<S>(d_patches, first_channel(group), group_channels(), begin, dx);
-    });
+    backward_into<detail::Dx::set>(x, dy, cache, gradients, dx);
   }
 
   /// The same, but dx is added to, as where several projections read one x.
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    check_dx(dy, dx);
-    check_backward(x, dy, cache, gradients);
-    add_parts(x, dy, cache, gradients, [&](ConstMatrixRef<S> d_patches, std::size_t group, Index begin) {
-      unfold.template add_scatter<S>(d_patches, first_channel(group), group_channels(), begin, dx);
-    });
+    backward_into<detail::Dx::add>(x, dy, cache, gradients, dx);
   }
 
   /// The same without dx.
   void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    check_backward(x, dy, cache, gradients);
-    add_parts(x, dy, cache, gradients, no_dx);
+    Matrix<S> none;
+    backward_into<detail::Dx::none>(x, dy, cache, gradients, none);
   }
 
   /// The convolution with W + Δ_b, frozen; this one stays as it is. Throws std::invalid_argument for the rank.
@@ -253,25 +244,25 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
     });
   }
 
-  void check_dx(ConstMatrixRef<S> dy, ConstMatrixRef<S> dx) const {
-    require_equal(dx.rows(), in_features(), "Conv2d::backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "Conv2d::backward: samples in dx");
-  }
-
-  /// The gradients of each part, and its ∂/∂patches to scatter(∂/∂patches, group, first position), unless that is no_dx.
-  template <class Scatter>
-  void add_parts(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, const Scatter& scatter) const {
+  template <detail::Dx what>
+  void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+    if constexpr (what != detail::Dx::none) {
+      require_equal(dx.rows(), in_features(), "Conv2d::backward: rows of dx");
+      require_equal(dx.cols(), dy.cols(), "Conv2d::backward: samples in dx");
+    }
+    check_backward(x, dy, cache, gradients);
+    if constexpr (what == detail::Dx::set) dx.setZero();
     for_each_part(dy.cols(), cache.ranks, [&](std::size_t part, std::size_t group, Index begin, Index count, RankSlice) {
       auto patches = gradients.patches.resize(unfold.patch_size(group_channels()), count);
       auto dy_of_part = gradients.dy.resize(groups[group].out_features(), count);
       unfold.template gather<S>(x, first_channel(group), group_channels(), begin, patches);
       unfold.template take_output<S>(dy, first_output(group), begin, dy_of_part);
-      if constexpr (std::same_as<Scatter, NoInputGradient>) {
+      if constexpr (what == detail::Dx::none) {
         groups[group].add_gradients(patches, dy_of_part, cache.parts[part], gradients.groups[group]);
       } else {
         auto d_patches = gradients.d_patches.resize(patches.rows(), count);
         groups[group].set_backward(patches, dy_of_part, cache.parts[part], gradients.groups[group], d_patches);
-        scatter(d_patches, group, begin);
+        unfold.template add_scatter<S>(d_patches, first_channel(group), group_channels(), begin, dx);
       }
     });
   }
