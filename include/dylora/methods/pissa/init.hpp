@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
-#include <exception>
 #include <string>
 #include <utility>
 
@@ -15,8 +14,8 @@
 #include "dylora/core/random.hpp"
 #include "dylora/core/random_normal.hpp"
 #include "dylora/core/types.hpp"
-#include "dylora/linalg/parallel.hpp"
 #include "dylora/linalg/product.hpp"
+#include "dylora/linalg/svd.hpp"
 #include "dylora/methods/pissa/initialized.hpp"
 
 /// Where an adapter starts. LowRank's own constructor is the default of the field: A Kaiming-uniform, B = 0. Others take more from the frozen
@@ -54,22 +53,6 @@ Exact decomposable(ConstMatrixRef<S> W, Index max_rank, const std::string& what)
   return W.template cast<double>();
 }
 
-/// Calls body() in a team of threads, where Eigen does not start any of its own: it chooses the blocks of a product by their number, which
-/// changes the bits. What body throws is thrown again.
-template <class Body>
-void with_serial_eigen(const Body& body) {
-  std::exception_ptr error;
-  for_each_task(2, parallel_work, [&](Index task) {  // two tasks, since one would have no team
-    if (task > 0) return;
-    try {
-      body();
-    } catch (...) {
-      error = std::current_exception();
-    }
-  });
-  if (error) std::rethrow_exception(error);
-}
-
 /// B A = U Σ Vᵀ / s in its first max_rank components: B = U √(Σ/s) and A = √(Σ/s) Vᵀ, with s = s(max_rank).
 template <class S>
 LowRank<S> pissa_factors(ConstMatrixRef<S> W, const LowRankOptions& options, const std::string& what) {
@@ -78,7 +61,7 @@ LowRank<S> pissa_factors(ConstMatrixRef<S> W, const LowRankOptions& options, con
   if (r == 0) return {RowMatrix<S>(0, W.cols()), Matrix<S>(W.rows(), 0), options};
   Exact U, V;
   Vector<double> sigma;
-  with_serial_eigen([&] {
+  for_each_decomposition(1, [&](Index) {
     const Eigen::BDCSVD<Exact> svd(exact, Eigen::ComputeThinU | Eigen::ComputeThinV);
     U = svd.matrixU().leftCols(r);
     V = svd.matrixV().leftCols(r);
@@ -103,7 +86,7 @@ LowRank<S> olora_factors(ConstMatrixRef<S> W, const LowRankOptions& options, con
   const Exact exact = decomposable<S>(W, r, what);
   if (r == 0) return {RowMatrix<S>(0, W.cols()), Matrix<S>(W.rows(), 0), options};
   Exact Q = Exact::Identity(W.rows(), r), R(r, W.cols());
-  with_serial_eigen([&] { Q.applyOnTheLeft(Eigen::HouseholderQR<Exact>(exact.leftCols(r)).householderQ()); });
+  for_each_decomposition(1, [&](Index) { Q.applyOnTheLeft(Eigen::HouseholderQR<Exact>(exact.leftCols(r)).householderQ()); });
   set_product(R, Q.transpose(), exact);
   for (Index c = 0; c < r; ++c) {
     R.row(c).head(c).setZero();  // but for rounding
