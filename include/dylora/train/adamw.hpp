@@ -23,7 +23,7 @@ struct AdamWOptions {
   double weight_decay = 0;              ///< decoupled: p loses lr · weight_decay · p per step
   double max_norm = 0;                  ///< the global gradient norm is clipped to this; 0 means never
   Update update = Update::active_only;  ///< what happens to components that took no part
-  ParameterGroups groups = {};          ///< by name: another lr, no decay (train/parameter_groups.hpp)
+  ParameterGroups groups = {};          ///< by parameter: another lr, no decay (train/parameter_groups.hpp)
 };
 
 namespace detail {
