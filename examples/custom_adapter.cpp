@@ -61,7 +61,7 @@ struct RandomBasis : Factored<RandomBasis, double> {
     });
   }
 
-  static void zip_parameters(auto&& f, auto&... t) { f(Parameter{"gain", RankAxis::rows}, t.gain...); }
+  static void members(const auto& f, auto&... t) { f(Parameter{"gain", RankAxis::rows}, t.gain...); }
 };
 
 int main() {

@@ -101,7 +101,7 @@ class Step {
   /// B is drawn, too, since A has no gradient while B is zero.
   static Model random_model(const Task& task, Rng& rng) {
     Model model = gpt::adapted(gpt::random_gpt<float>(task.config, rng), {.max_rank = task.max_rank, .alpha = 16}, rng);
-    Model::zip_parameters(
+    for_each_parameter(
         [&](Parameter parameter, auto& p) {
           if (parameter.rank_axis == RankAxis::cols) p = random_uniform<float>(p.rows(), p.cols(), 0.02 * std::sqrt(3.0), rng);
         },

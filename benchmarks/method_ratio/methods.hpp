@@ -55,7 +55,7 @@ using Layer = Linear<float, A, Weight>;
 /// Draws all that is trained, also what starts at 0.
 template <class T>
 T drawn(T fresh, Rng& rng) {
-  T::zip_parameters([&](const Parameter&, auto& values) { values = random_uniform<float>(values.rows(), values.cols(), 0.5, rng); }, fresh);
+  for_each_parameter([&](const Parameter&, auto& values) { values = random_uniform<float>(values.rows(), values.cols(), 0.5, rng); }, fresh);
   return fresh;
 }
 
@@ -89,9 +89,8 @@ struct Linears {
     }
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    for (std::size_t n = 0; n < links; ++n) Layer<>::zip_parameters(scoped("layers." + std::to_string(n), f), t.layers[n]...);
+  static void members(const auto& f, auto&... t) {
+    for (std::size_t n = 0; n < links; ++n) f(Child<Layer<>>{"layers." + std::to_string(n)}, t.layers[n]...);
   }
 };
 

@@ -85,7 +85,7 @@ Training train(Model& model, Method& method, const Options& given, const nlohman
   of_stage.steps = stage_steps;
   const Plan plan = make_plan(of_stage);
   auto gradients = zeros_like(model), current = gradients, good = gradients;  // good: the last parameters seen to give a finite loss
-  save_parameters(model, good);
+  take_snapshot(model, good);
   const auto fresh_optimizer = [&] {
     return AdamW(model, {.beta2 = 0.99,
                          .weight_decay = o.weight_decay,
@@ -137,10 +137,10 @@ Training train(Model& model, Method& method, const Options& given, const nlohman
         }
         method.begin_stage(model, stage_rng);
         optimizer = fresh_optimizer();
-        save_parameters(model, good);
+        take_snapshot(model, good);
       }
       Index shown = 0;
-      save_parameters(model, current);
+      take_snapshot(model, current);
       optimizer.set_learning_rate(schedule(stages.local_step(step)));
       const double loss = train_step(model, optimizer, gradients, [&] {
         double sum = 0;
@@ -162,7 +162,7 @@ Training train(Model& model, Method& method, const Options& given, const nlohman
     }
   } catch (const NonFiniteError& error) {
     result.stopped = error.what();
-    restore_parameters(model, good);
+    restore_snapshot(model, good);
     std::fprintf(stderr,
                  "\nfinetune_text: training stopped at %s\nfinetune_text: going on with the last parameters that gave a finite loss\n",
                  error.what());

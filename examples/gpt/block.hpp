@@ -86,15 +86,14 @@ struct Block {
     x += branch;
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     if constexpr (trains_base<Linear>) {
-      LayerNorm<S>::zip_parameters(dylora::scoped("ln_1", f), t.attention_norm...);
-      LayerNorm<S>::zip_parameters(dylora::scoped("ln_2", f), t.mlp_norm...);
+      f(dylora::Child<LayerNorm<S>>{"ln_1"}, t.attention_norm...);
+      f(dylora::Child<LayerNorm<S>>{"ln_2"}, t.mlp_norm...);
     }
-    Attention::zip_parameters(dylora::scoped("attn", f), t.attention...);
-    Linear::zip_parameters(dylora::scoped("mlp.c_fc", f), t.fc...);
-    Linear::zip_parameters(dylora::scoped("mlp.c_proj", f), t.proj...);
+    f(dylora::Child<Attention>{"attn"}, t.attention...);
+    f(dylora::Child<Linear>{"mlp.c_fc"}, t.fc...);
+    f(dylora::Child<Linear>{"mlp.c_proj"}, t.proj...);
   }
 
  private:

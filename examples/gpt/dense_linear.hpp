@@ -59,8 +59,7 @@ struct DenseLinear {
     dylora::require_shapes(*this, "DenseLinear::backward: gradient of", gradients);
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     f(dylora::Parameter{"weight"}, t.W...);
     f(dylora::Parameter{"bias"}, t.bias...);
   }

@@ -51,10 +51,9 @@ struct FlowBlock : Block<S, Linear, SelfAttention> {
 
   void extend(dylora::MatrixRef<S> x, dylora::RankSlice rank, dylora::KeyValueCache<S>& past) const = delete;  // its past has no gate
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Plain::zip_parameters(f, t...);
-    dylora::FlowGate<S>::zip_parameters(dylora::scoped("gate", f), t.gate...);
+  static void members(const auto& f, auto&... t) {
+    Plain::members(f, t...);
+    f(dylora::Child<dylora::FlowGate<S>>{"gate"}, t.gate...);
   }
 };
 

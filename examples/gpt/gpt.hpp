@@ -158,16 +158,15 @@ struct Gpt {
     return cache.logits.view().allFinite() ? "" : "lm_head";
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     if constexpr (trains_base<Linear>) {
       f(dylora::Parameter{"wte.weight"}, t.token_embedding...);
       f(dylora::Parameter{"wpe.weight"}, t.position_embedding...);
     }
-    if constexpr (adapts_embedding<Embedding>) Embedding::zip_parameters(dylora::scoped("wte", f), t.token_embedding...);
-    dylora::zip_elements<Block>("h", f, t.blocks...);
+    if constexpr (adapts_embedding<Embedding>) f(dylora::Child<Embedding>{"wte"}, t.token_embedding...);
+    f(dylora::Child<Block>{"h"}, t.blocks...);
     if constexpr (trains_base<Linear>) {
-      LayerNorm<S>::zip_parameters(dylora::scoped("ln_f", f), t.final_norm...);
+      f(dylora::Child<LayerNorm<S>>{"ln_f"}, t.final_norm...);
       f(dylora::Parameter{"lm_head.weight"}, t.head...);
     }
   }

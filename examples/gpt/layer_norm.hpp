@@ -57,8 +57,7 @@ struct LayerNorm {
     }
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     f(dylora::Parameter{"weight"}, t.gain...);
     f(dylora::Parameter{"bias"}, t.bias...);
   }

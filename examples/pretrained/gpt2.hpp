@@ -32,10 +32,9 @@ using Embedding = Eigen::Map<const dylora::Matrix<float>>;
 struct Gpt2Attention : dylora::MergedAttention<float, QkvProjection, Projection> {
   using MergedAttention::MergedAttention;
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    QkvProjection::zip_parameters(dylora::scoped("c_attn", f), t.qkv...);
-    Projection::zip_parameters(dylora::scoped("c_proj", f), t.o...);
+  static void members(const auto& f, auto&... t) {
+    f(dylora::Child<QkvProjection>{"c_attn"}, t.qkv...);
+    f(dylora::Child<Projection>{"c_proj"}, t.o...);
   }
 };
 

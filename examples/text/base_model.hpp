@@ -53,7 +53,7 @@ inline void save_base(const std::filesystem::path& path, const std::string& key,
   dylora::AtomicFile file(path);
   std::uint64_t sum = checksum(key.data(), key.size());
   file.write(key + '\n');
-  BaseModel::zip_parameters(
+  for_each_parameter(
       [&](dylora::Parameter, const auto& p) {
         const auto* bytes = reinterpret_cast<const char*>(p.data());
         const std::size_t size = sizeof(float) * static_cast<std::size_t>(p.size());
@@ -73,7 +73,7 @@ inline std::optional<BaseModel> load_base(const std::filesystem::path& path, con
   dylora::Rng unused(0);
   BaseModel model = gpt::random_gpt<float>(options.config, unused);
   std::uint64_t sum = checksum(key.data(), key.size()), expected = 0;
-  BaseModel::zip_parameters(
+  for_each_parameter(
       [&](dylora::Parameter, auto& p) {
         const std::size_t size = sizeof(float) * static_cast<std::size_t>(p.size());
         in.read(reinterpret_cast<char*>(p.data()), static_cast<std::streamsize>(size));

@@ -40,7 +40,7 @@ TEST_CASE("parameters have the dotted names of their members") {
 
 TEST_CASE("the rank axis is the rows of A and the columns of B") {
   const auto attention = MakeLayer<AllAdapted>::make(0, law_rank);
-  AllAdapted::zip_parameters(
+  for_each_parameter(
       [](Parameter parameter, const auto& p) {
         CHECK(parameter.rank_axis == (parameter.name.ends_with("lora_A") ? RankAxis::rows : RankAxis::cols));
         CHECK(detail::component_count(parameter.rank_axis, p) == law_rank);
@@ -59,7 +59,7 @@ TEST_CASE("only what is trained is counted") {
 TEST_CASE("fresh gradients are zeros of the parameters' shapes and nothing is trained") {
   const auto layer = MakeLayer<AllAdapted>::make(2, law_rank);
   const auto gradients = zeros_like(layer);
-  AllAdapted::zip_parameters(
+  for_each_parameter(
       [](Parameter, const auto& p, const auto& g) {
         CHECK(g.rows() == p.rows());
         CHECK(g.cols() == p.cols());
@@ -87,7 +87,7 @@ TEST_CASE("gradients of workers add up and so do the components that they traine
   auto sum = gradients_at(layer, {2, 1}, 1);
   const auto other = gradients_at(layer, {5, 4}, 3);
   const Vector<double> expected = values<L>(sum) + values<L>(other);
-  add(layer, sum, other);
+  accumulate_gradients(layer, sum, other);
   CHECK(same_bits(values<L>(sum), expected));
   CHECK(trained_components<L>(sum) == std::vector<std::string>{"01001", "01001"});
   CHECK(trained_components<L>(other) == std::vector<std::string>{"00001", "00001"});
@@ -139,19 +139,19 @@ TEST_CASE("a snapshot gives the parameters back, and is refused whole where it d
   randomize<Linear<float>>(layer, 2);
   const Vector<float> before = values<Linear<float>>(layer);
   Linear<float>::Gradients snapshot;
-  save_parameters(layer, snapshot);
+  take_snapshot(layer, snapshot);
   randomize<Linear<float>>(layer, 3);
-  restore_parameters(layer, snapshot);
+  restore_snapshot(layer, snapshot);
   CHECK(same_bits(values<Linear<float>>(layer), before));
 
   auto other = MakeLayer<Linear<float>>::make(6, 5, false, 3, 1);  // A fits, B does not
   const Vector<float> kept = values<Linear<float>>(other);
-  CHECK_THROWS_SAYING(ShapeError, restore_parameters(other, snapshot), "snapshot of lora_B", "expected 5 × 3", "got 4 × 3");
+  CHECK_THROWS_SAYING(ShapeError, restore_snapshot(other, snapshot), "snapshot of lora_B", "expected 5 × 3", "got 4 × 3");
   CHECK(same_bits(values<Linear<float>>(other), kept));
   auto sum = zeros_like(other), wrong = sum;
   wrong.adapter.A.setOnes();
   wrong.adapter.B.setOnes(4, 3);
-  CHECK_THROWS_SAYING(ShapeError, add(other, sum, wrong), "gradient of lora_B");
+  CHECK_THROWS_SAYING(ShapeError, accumulate_gradients(other, sum, wrong), "gradient of lora_B");
   CHECK(sum.adapter.A.isZero(0));
 }
 

@@ -98,7 +98,7 @@ void check_number(double got, const File& file, const std::string& name) {
 template <class T>
 void check_gradients(const T& /*trained*/, const typename T::Gradients& gradients, const File& file, const std::string& prefix) {
   Index checked = 0;
-  T::zip_parameters(
+  dylora::for_each_parameter<T>(
       [&](dylora::Parameter parameter, const auto& gradient) {
         check(gradient, file, prefix + std::string(parameter.name));
         ++checked;

@@ -14,7 +14,7 @@ const auto stored = [](Parameter parameter, const auto& m) {
 
 template <class T>
 void read_parameters(const golden::File& file, T& model) {
-  T::zip_parameters(
+  for_each_parameter(
       [&](Parameter parameter, auto& p) {
         if (p.size() > 0) p = stored(parameter, file.matrix<typename T::Scalar>(std::string(parameter.name)));
       },
@@ -33,7 +33,7 @@ template <class T>
 void check_gradients(const typename T::Gradients& gradients, const golden::File& file, const std::string& prefix) {
   using S = typename T::Scalar;
   Index checked = 0;
-  T::zip_parameters(
+  for_each_parameter<T>(
       [&](Parameter parameter, const auto& gradient) {
         if (gradient.size() == 0) return;  // no adapter there, or a tied head
         ++checked;

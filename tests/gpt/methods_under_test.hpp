@@ -188,7 +188,7 @@ GradientReport compare_with_differences(Model model, const typename Model::Gradi
     return (8 * near - far) / (12 * step);
   };
   detail::GradientComparison comparison;
-  Model::zip_parameters(
+  for_each_parameter(
       [&](Parameter parameter, auto& p, const auto& gradient) {
         const std::string name(parameter.name);
         if (parameter.rank_axis != RankAxis::none) comparison.require_noted(name, gradient.components, learning);

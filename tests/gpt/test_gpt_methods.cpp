@@ -98,7 +98,7 @@ TEMPLATE_LIST_TEST_CASE("every parameter that a method trains in a GPT has a gra
   const std::vector<std::string> trained_names = names(model);
   REQUIRE_FALSE(trained_names.empty());
   Index visited = 0;
-  Model::zip_parameters(
+  for_each_parameter<Model>(
       [&](Parameter parameter, auto& gradient) {
         INFO(std::string(parameter.name));
         CHECK(gradient.cwiseAbs().maxCoeff() > 1e-4);

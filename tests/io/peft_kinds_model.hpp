@@ -35,12 +35,11 @@ struct KindsModel {
 
   Index max_rank() const { return peft_rank; }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Embedding<S>::zip_parameters(scoped("wte", f), t.wte...);
-    Conv2d<S>::zip_parameters(scoped("conv", f), t.conv...);
-    Conv2d<S>::zip_parameters(scoped("grouped", f), t.grouped...);
-    Linear<S>::zip_parameters(scoped("fc", f), t.fc...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Embedding<S>>{"wte"}, t.wte...);
+    f(Child<Conv2d<S>>{"conv"}, t.conv...);
+    f(Child<Conv2d<S>>{"grouped"}, t.grouped...);
+    f(Child<Linear<S>>{"fc"}, t.fc...);
   }
 
  private:
@@ -84,10 +83,9 @@ struct DoraModel {
 
   Index max_rank() const { return peft_rank; }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Shared::zip_parameters(scoped("q", f), t.q...);
-    Nested::zip_parameters(scoped("v", f), t.v...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Shared>{"q"}, t.q...);
+    f(Child<Nested>{"v"}, t.v...);
   }
 
  private:

@@ -36,12 +36,11 @@ struct PeftBlock {
         c_fc(weight(rng), {.adapter = with_rank(options, 3), .probability = 0.1}, rng),
         c_proj(weight(rng)) {}
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Linear<S>::zip_parameters(scoped("attn.q_proj", f), t.q_proj...);
-    Linear<S, Stacked<LowRank<S>>>::zip_parameters(scoped("attn.c_attn", f), t.c_attn...);
-    Linear<S, Dropout<LowRank<S>>>::zip_parameters(scoped("mlp.c_fc", f), t.c_fc...);
-    FrozenLinear<S>::zip_parameters(scoped("mlp.c_proj", f), t.c_proj...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Linear<S>>{"attn.q_proj"}, t.q_proj...);
+    f(Child<Linear<S, Stacked<LowRank<S>>>>{"attn.c_attn"}, t.c_attn...);
+    f(Child<Linear<S, Dropout<LowRank<S>>>>{"mlp.c_fc"}, t.c_fc...);
+    f(Child<FrozenLinear<S>>{"mlp.c_proj"}, t.c_proj...);
   }
 
  private:
@@ -68,10 +67,9 @@ struct PeftModel {
 
   Index max_rank() const { return peft_rank; }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    zip_elements<PeftBlock<S>>("h", f, t.h...);
-    Linear<S>::zip_parameters(scoped("head", f), t.head...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<PeftBlock<S>>{"h"}, t.h...);
+    f(Child<Linear<S>>{"head"}, t.head...);
   }
 
  private:

@@ -184,20 +184,13 @@ struct Toy {
   std::uint64_t seed = 7;
   std::string variant = "language";
 
-  template <class F>
-  void for_each_setting(F&& f) const {
-    f("seed", seed);
-    f("variant", variant);
-  }
-  template <class F, class... T>
-  static void zip_constants(F&& f, T&... t) {
-    f(Parameter{"frozen"}, t.frozen...);
-  }
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     f(Parameter{"A", RankAxis::rows}, t.A...);
     f(Parameter{"B", RankAxis::cols}, t.B...);
     f(Parameter{"gain"}, t.gain...);
+    f(Constant{"frozen"}, &Toy::frozen);
+    f(Setting{"seed"}, &Toy::seed);
+    f(Setting{"variant"}, &Toy::variant);
   }
 
   bool operator==(const Toy& o) const {

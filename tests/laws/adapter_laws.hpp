@@ -111,7 +111,7 @@ void for_each_mixed_adapter_case(F&& show) {
 template <class A>
 std::pair<std::string, std::string> first_unequal_shapes(const typename A::Gradients& one, const typename A::Gradients& other) {
   std::pair<std::string, std::string> shapes;
-  A::zip_parameters(
+  for_each_parameter<A>(
       [&](Parameter, const auto& a, const auto& b) {
         const auto shape = [](const auto& m) { return std::to_string(m.rows()) + " × " + std::to_string(m.cols()); };
         if (shapes.first.empty() && shape(a) != shape(b)) shapes = {shape(a), shape(b)};

@@ -492,10 +492,10 @@ TEMPLATE_LIST_TEST_CASE("a layer refuses what does not fit and says what was exp
     CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, gradients, wide_dx), "backward", "samples in dx", expected(n), got);
     if (has_components(layer)) {
       typename L::Gradients empty;
-      L::zip_parameters([](Parameter, const auto&, auto&) {}, layer, empty);  // where it is a list: of as many, each empty
+      for_each_parameter([](Parameter, const auto&, auto&) {}, layer, empty);  // where it is a list: of as many, each empty
       CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, empty), "gradient of", "_", "zeros_like", "expected", "got 0 × ");
       // The right shape, but nowhere to note which components were trained.
-      L::zip_parameters([](Parameter, const auto& p, auto& g) { g.setZero(p.rows(), p.cols()); }, layer, empty);
+      for_each_parameter([](Parameter, const auto& p, auto& g) { g.setZero(p.rows(), p.cols()); }, layer, empty);
       CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, empty), "gradient of", "_", "zeros_like", "with 5 rank components",
                           "with 0 rank components");
     }

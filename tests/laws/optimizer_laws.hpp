@@ -29,8 +29,7 @@ struct Toy {
   Matrix<S> B = noise<S>(4, 5, 2);
   Vector<S> gate = noise<S>(2, 1, 3);
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     f(Parameter{"toy_A", RankAxis::rows}, t.A...);
     f(Parameter{"toy_B", RankAxis::cols}, t.B...);
     f(Parameter{"gate"}, t.gate...);

@@ -122,7 +122,7 @@ TEST_CASE("an embedding's backward is the derivative of its forward") {
       Embedding<double> embedding = make_embedding<double>(trained);
       const auto got = run(embedding, ids, dy, rank);
       const auto value = [&] { return embedding.forward(ids, rank).cwiseProduct(dy).sum(); };
-      Embedding<double>::zip_parameters(
+      for_each_parameter(
           [&](Parameter parameter, auto& p, const auto& g) {
             for (Index i = 0; i < p.rows(); ++i) {
               for (Index j = 0; j < p.cols(); ++j) {

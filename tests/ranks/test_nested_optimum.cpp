@@ -106,7 +106,7 @@ struct Problem {
       auto gradients = zeros_like(layer);
       (void)backward(b, 1, cache, gradients);
       lengths += norm(layer, gradients);
-      add(layer, sum, gradients);
+      accumulate_gradients(layer, sum, gradients);
     }
     return norm(layer, sum) / lengths;
   }

@@ -95,8 +95,7 @@ namespace {
 struct Gains {
   using Scalar = double;
   Vector<double> gain = Vector<double>::Ones(3);
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     f(Parameter{"odd.gain", RankAxis::rows}, t.gain...);
   }
 };

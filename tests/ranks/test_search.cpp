@@ -35,9 +35,8 @@ struct Several {
 
   std::vector<L> parts;
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    zip_elements<L>("part", f, t.parts...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<L>{"part"}, t.parts...);
   }
 };
 

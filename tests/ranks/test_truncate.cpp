@@ -53,7 +53,7 @@ template <class T>
 Vector<double> prefixes(const T& trained, const std::vector<Index>& ranks) {
   std::vector<Vector<double>> parts;
   std::size_t parameter_index = 0;  // lora_A and lora_B in turn
-  T::zip_parameters(
+  for_each_parameter(
       [&](Parameter parameter, const auto& p) {
         const Index rank = ranks.at(parameter_index++ / 2);
         const Matrix<double> kept = parameter.rank_axis == RankAxis::rows ? Matrix<double>(p.topRows(rank)) : p.leftCols(rank);
@@ -85,8 +85,7 @@ struct Gated {
 
   Matrix<double> out, in, gates, bias;
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     f(Parameter{"first.out", RankAxis::cols}, t.out...);
     f(Parameter{"first.bias"}, t.bias...);
     f(Parameter{"first.in", RankAxis::rows}, t.in...);

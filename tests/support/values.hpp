@@ -63,7 +63,7 @@ inline constexpr Index last_component = std::numeric_limits<Index>::max();
 /// Calls f(component, entry) for every value that T trains, column by column, with component −1 for one of a parameter without a rank axis.
 template <class T, class P, class F>
 void for_each_entry(P& parameters, F&& f) {
-  T::zip_parameters(
+  for_each_parameter<T>(
       [&](Parameter parameter, auto& m) {
         for (Index j = 0; j < m.cols(); ++j) {
           for (Index i = 0; i < m.rows(); ++i) {
@@ -125,7 +125,7 @@ void randomize(P& parameters, std::uint64_t seed) {
 /// The first components of `whole` into `part`, which has fewer.
 template <class T>
 void copy_prefix(const T& whole, T& part) {
-  T::zip_parameters(
+  for_each_parameter(
       [](Parameter, const auto& from, auto& to) {
         for (Index i = 0; i < to.rows(); ++i) {
           for (Index j = 0; j < to.cols(); ++j) to(i, j) = from(i, j);
@@ -138,7 +138,7 @@ void copy_prefix(const T& whole, T& part) {
 template <class T>
 bool has_components(const T& trained) {
   bool found = false;
-  T::zip_parameters([&](Parameter parameter, const auto&) { found = found || parameter.rank_axis != RankAxis::none; }, trained);
+  for_each_parameter([&](Parameter parameter, const auto&) { found = found || parameter.rank_axis != RankAxis::none; }, trained);
   return found;
 }
 
@@ -146,7 +146,7 @@ bool has_components(const T& trained) {
 template <class T>
 std::vector<std::string> names(const T& trained) {
   std::vector<std::string> result;
-  T::zip_parameters([&](Parameter parameter, const auto&) { result.emplace_back(parameter.name); }, trained);
+  for_each_parameter([&](Parameter parameter, const auto&) { result.emplace_back(parameter.name); }, trained);
   return result;
 }
 
@@ -154,7 +154,7 @@ std::vector<std::string> names(const T& trained) {
 template <class T>
 std::vector<std::string> trained_components(const typename T::Gradients& gradients) {
   std::vector<std::string> result;
-  T::zip_parameters(
+  for_each_parameter<T>(
       [&](Parameter, const auto& g) {
         result.emplace_back();
         if constexpr (requires { g.components; }) {

@@ -22,8 +22,7 @@ struct Named {
   Matrix<S> B = noise<S>(3, 3, 3), embedding_B = noise<S>(3, 3, 4);
   Vector<S> magnitude = noise<S>(3, 1, 5), gain = noise<S>(3, 1, 6);
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     f(Parameter{"h.0.q_proj.lora_A", RankAxis::rows, Factor::A}, t.A...);
     f(Parameter{"h.0.q_proj.lora_B", RankAxis::cols, Factor::B}, t.B...);
     f(Parameter{"h.0.q_proj.lora_magnitude_vector"}, t.magnitude...);

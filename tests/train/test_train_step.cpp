@@ -57,7 +57,7 @@ struct Training {
 
 /// sum += weight · gradients, and their components.
 void add_weighted(const L::Gradients& gradients, L::Gradients& sum, double weight) {
-  L::zip_parameters(
+  for_each_parameter<L>(
       [&](Parameter, const auto& g, auto& s) {
         s += weight * g;
         s.components.insert(g.components);
@@ -246,7 +246,7 @@ TEST_CASE("the gradient of a batch divided into groups is that of the weighted s
   std::vector<double> differences;
   constexpr double h = 1e-5;
   L moved = layer;
-  L::zip_parameters(
+  for_each_parameter(
       [&](Parameter, auto& p) {
         for (Index j = 0; j < p.cols(); ++j) {
           for (Index i = 0; i < p.rows(); ++i) {

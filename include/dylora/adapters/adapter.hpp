@@ -2,6 +2,8 @@
 #define DYLORA_ADAPTERS_ADAPTER_HPP
 
 #include <concepts>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "dylora/adapters/factors.hpp"
@@ -51,6 +53,13 @@ concept FactoredAdapter =
       adapter.for_each_backward_term(filled, gradients, f);  // dx += each
     };
 
+/// A frozen weight `base` and the `adapter` that corrects it.
+template <class L>
+concept AdaptedLayer = requires(L& layer) {
+  layer.base;
+  requires Adapter<std::remove_cvref_t<decltype(layer.adapter)>>;
+};
+
 /// An adapter that is linear in its input, so that it can be merged: delta(b) is Δ_b as an out × in matrix.
 template <class A>
 concept MergeableAdapter = Adapter<A> && requires(const A& adapter, RankSlice rank) {
@@ -64,6 +73,28 @@ concept PortableAdapter = Adapter<A> && requires(const A& adapter, A& changed, I
   { adapter.factors(rank) } -> std::same_as<LowRankFactors<typename A::Scalar>>;
   changed.set_factors(factors);  // becomes Δ of these factors; their rank is then its max_rank, or what its parts make up together
 };
+
+namespace detail {
+
+template <class F>
+struct LayerVisitor {
+  F& f;
+
+  template <class L>
+  auto enter(std::string_view name, L& layer, auto&... beside) const {
+    if constexpr (AdaptedLayer<L>) f(name, layer, beside...);
+    return std::bool_constant<!AdaptedLayer<L>>{};
+  }
+};
+
+}  // namespace detail
+
+/// Calls f(name, layer, beside...) for each AdaptedLayer inside `model`, itself included (its name is then empty), and what is in its place
+/// in each of `beside`: gradients, for example.
+template <class T, class F, class... Beside>
+void for_each_layer(T& model, F&& f, Beside&... beside) {
+  visit_members(detail::LayerVisitor<F>{f}, model, beside...);
+}
 
 }  // namespace dylora
 

@@ -83,9 +83,9 @@ struct Dropout : Decorator<Dropout<Inner>, Inner> {
     inner.check_backward(cache.dropped ? ConstMatrixRef<S>(cache.mask.x()) : x, dy, cache.inner, gradients.inner);
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Inner::zip_parameters(f, t.inner...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Inner>{}, t.inner...);
+    f(Setting{.name = "dropout probability", .only_in_training = true}, &Dropout::probability);
   }
 };
 

@@ -84,7 +84,8 @@ struct LowRank : Factored<LowRank<S>, S> {
   Index out_features() const { return B.rows(); }
   Index max_rank() const { return options.max_rank; }
   Index components() const { return A.rows(); }  ///< max_rank, or fewer once cut (ranks/truncate.hpp)
-  S scale(Index rank) const { return static_cast<S>(options.scale(options.alpha, rank, options.max_rank)); }
+  S scale(Index rank) const { return static_cast<S>(exact_scale(rank)); }
+  double exact_scale(Index rank) const { return options.scale(options.alpha, rank, options.max_rank); }
 
   /// y += s(b) · B_b · h, where b is the rank of each column: h = A_b x, into the cache (overwritten). Costs 2·b·n·in flops, and the term
   /// 2·b·n·out; but for a list of ranks, allocates only when the cache grows.
@@ -166,7 +167,7 @@ struct LowRank : Factored<LowRank<S>, S> {
     check_factors();
     require_in_range(rank, 0, max_rank(), "LowRank::factors: rank");
     const Index b = std::min(rank, components());
-    return {A.topRows(b), B.leftCols(b), b > 0 ? options.scale(options.alpha, b, options.max_rank) : 1};
+    return {A.topRows(b), B.leftCols(b), b > 0 ? exact_scale(b) : 1};
   }
 
   /// Becomes the adapter of these factors: max_rank is their rank, and alpha what makes the scale rule give their scale there. The rule
@@ -181,10 +182,10 @@ struct LowRank : Factored<LowRank<S>, S> {
     *this = LowRank(std::move(factors.A), std::move(factors.B), chosen);
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     f(Parameter{"lora_A", RankAxis::rows, Factor::A}, t.A...);
     f(Parameter{"lora_B", RankAxis::cols, Factor::B}, t.B...);
+    scale_settings<LowRank>(f);
   }
 
  private:

@@ -54,8 +54,7 @@ struct NoAdapter {
 
   Matrix<S> delta(RankSlice /*rank*/) const { return Matrix<S>::Zero(out_features_, in_features_); }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& /*f*/, T&... /*t*/) {}
+  static void members(const auto& /*f*/, auto&... /*t*/) {}
 
  private:
   Index in_features_, out_features_;

@@ -186,9 +186,8 @@ struct Stacked {
     *this = std::move(changed);
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    zip_slices(f, t.slices...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Inner>{}, t.slices...);
   }
 
  private:
@@ -257,19 +256,6 @@ struct Stacked {
       first += ranks[i];
     });
     return zero;
-  }
-
-  template <class F, class First, class... Rest>
-  static void zip_slices(F& f, First& first, Rest&... rest) {
-    (match(rest, first.size()), ...);
-    for (std::size_t i = 0; i < first.size(); ++i) Inner::zip_parameters(scoped(std::to_string(i), f), first[i], rest[i]...);
-  }
-
-  /// As many gradients as there are slices.
-  template <class Slices>
-  static void match(Slices& beside, std::size_t count) {
-    if constexpr (!std::is_const_v<Slices> && std::default_initializable<typename Slices::value_type>) beside.resize(count);
-    require_equal(static_cast<Index>(beside.size()), static_cast<Index>(count), "Stacked: number of slices");
   }
 };
 

@@ -2,44 +2,17 @@
 #define DYLORA_CORE_PARAMETERS_HPP
 
 #include <cmath>
-#include <cstddef>
 #include <string>
 #include <string_view>
 #include <type_traits>
-#include <vector>
 
 #include "dylora/core/error.hpp"
+#include "dylora/core/members.hpp"
 #include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
 
-/// The one traversal over what is trained, and what follows from it alone.
-///
-/// A trainable type T names its parameters once:
-///
-///     template <class F, class... T>
-///     static void zip_parameters(F&& f, T&... t) {
-///       f(Parameter{"lora_A", RankAxis::rows, Factor::A}, t.A...);
-///       f(Parameter{"lora_B", RankAxis::cols, Factor::B}, t.B...);
-///     }
-///
-/// The same call walks the layer, its gradients and an optimiser's moments in step. Whoever traverses (optimisers, clipping, counting,
-/// checkpoints, the gradient check) knows no layer; whoever writes a layer knows none of them.
+/// What follows from the traversal of members (core/members.hpp) alone: gradients and their sums, snapshots, counting.
 namespace dylora {
-
-/// Along which side of a parameter its rank components lie, if it has any.
-enum class RankAxis { none, rows, cols };
-
-/// Which factor of one product B A a parameter is, whose component i is row i of A and column i of B; none for everything else: a magnitude,
-/// a gain, a gate, the factors of a sum of several products.
-enum class Factor { none, A, B };
-
-/// What a parameter is. Whoever traverses decides by this, never by the name.
-struct Parameter {
-  std::string_view name;  ///< dotted path, valid during the visit: "q_proj.lora_A"
-  RankAxis rank_axis = RankAxis::none;
-  Factor factor = Factor::none;
-  bool embedding = false;  ///< whether it belongs to the adapter of a table whose columns are looked up
-};
 
 /// The derivative of a loss with respect to a parameter of type M, summed over the backward calls since it was cleared, and the rank
 /// components that those calls trained. Without a rank axis `components` is empty and the whole parameter counts as trained.
@@ -50,10 +23,12 @@ struct Gradient : M {
   ComponentSet components;
 };
 
-/// Something trainable: it names its parameters and knows the type of their gradients.
+/// Something trainable: it names its members and knows the type of its gradients, which have the same names for what is trained.
 template <class T>
-concept Trainable =
-    requires(T& trained, typename T::Gradients& gradients) { T::zip_parameters([](Parameter, auto&, auto&) {}, trained, gradients); };
+concept Trainable = requires(const detail::Walk<detail::NoVisitor, T>& f, T& trained, typename T::Gradients& gradients) {
+  T::members(f, trained);
+  T::members(f, trained, gradients);
+};
 
 namespace detail {
 
@@ -112,78 +87,13 @@ using Span = Eigen::Map<Eigen::Array<S, Eigen::Dynamic, 1>>;
 template <class S>
 using ConstSpan = Eigen::Map<const Eigen::Array<S, Eigen::Dynamic, 1>>;
 
-template <class F>
-struct Scoped {
-  std::string_view name;
-  F& f;
-
-  void operator()(Parameter parameter, auto&... members) const {
-    const std::string path = std::string(name) + '.' + std::string(parameter.name);
-    parameter.name = path;
-    f(parameter, members...);
-  }
-
-  void layer(std::string_view inner, auto&... layers) const
-    requires requires { f.layer(inner, layers...); }
-  {
-    f.layer(inner.empty() ? std::string(name) : std::string(name) + '.' + std::string(inner), layers...);
-  }
-};
-
-template <class F>
-struct LayerVisitor {
-  F& f;
-
-  void operator()(Parameter, auto&...) const {}
-  auto layer(std::string_view name, auto& layer) const -> decltype(void(layer.base)) { f(name, layer); }
-};
-
-template <class Element>
-void match_size(std::vector<Element>& elements, std::size_t size, std::string_view /*name*/) {
-  elements.resize(size);
-}
-template <class Element>
-void match_size(const std::vector<Element>& elements, std::size_t size, std::string_view name) {
-  require_equal(static_cast<Index>(elements.size()), static_cast<Index>(size), std::string(name) + ": number of elements");
-}
-
 }  // namespace detail
-
-/// f as it looks from inside a member called `name`: parameters become "name.parameter". How a composite traverses its members:
-///
-///     Attention<float>::zip_parameters(scoped("attn", f), t.attention...);
-template <class F>
-auto scoped(std::string_view name, F& f) {
-  return detail::Scoped<F>{name, f};
-}
-
-/// The traversal over a vector of elements: "name.0.parameter", "name.1.parameter" and so on. The first vector says how many there are.
-/// Those beside it are resized to as many; one that is const and has another number is refused with a ShapeError.
-///
-///     zip_elements<Block>("h", f, t.blocks...);
-template <class Element, class F, class First, class... Rest>
-void zip_elements(std::string_view name, F& f, First& first, Rest&... rest) {
-  (detail::match_size(rest, first.size(), name), ...);
-  for (std::size_t i = 0; i < first.size(); ++i) {
-    const std::string path = std::string(name) + '.' + std::to_string(i);
-    Element::zip_parameters(scoped(path, f), first[i], rest[i]...);
-  }
-}
-
-/// Calls f(name, layer) for each layer that is a frozen weight and its adapter (`base` and `adapter`), wherever it is inside `model`, itself
-/// included (its name is then empty). A type takes part by one line in its zip_parameters:
-///
-///     if constexpr (requires { f.layer("", t...); }) return f.layer("", t...);
-template <class T, class F>
-void for_each_layer(T& model, F&& f) {
-  T::zip_parameters(detail::LayerVisitor<F>{f}, model);
-}
 
 /// Gradients of the shape of `trained`, all zero, no component trained.
 template <class T>
 typename T::Gradients zeros_like(const T& trained) {
   typename T::Gradients gradients;
-  T::zip_parameters(
+  for_each_parameter(
       [](Parameter parameter, const auto& p, auto& g) {
         g.setZero(p.rows(), p.cols());
         if constexpr (requires { g.components; }) g.components = ComponentSet(detail::component_count(parameter.rank_axis, p));
@@ -195,7 +105,7 @@ typename T::Gradients zeros_like(const T& trained) {
 /// gradients = 0 and no component trained; what a training loop does before the first backward of a step.
 template <class T>
 void set_zero(const T& /*trained*/, typename T::Gradients& gradients) {
-  T::zip_parameters(
+  for_each_parameter<T>(
       [](Parameter, auto& g) {
         g.setZero();
         if constexpr (requires { g.components; }) g.components.clear();
@@ -207,17 +117,17 @@ void set_zero(const T& /*trained*/, typename T::Gradients& gradients) {
 /// write to several parameters asks this first, so that an error leaves all of them as they were.
 template <class T, class... Shaped>
 void require_shapes(const T& trained, std::string_view what, const Shaped&... shaped) {
-  T::zip_parameters([&](Parameter parameter, const auto& p,
-                        const auto&... s) { (detail::require_gradient(s, p, parameter.rank_axis, what, parameter.name), ...); },
-                    trained, shaped...);
+  for_each_parameter([&](Parameter parameter, const auto& p,
+                         const auto&... s) { (detail::require_gradient(s, p, parameter.rank_axis, what, parameter.name), ...); },
+                     trained, shaped...);
 }
 
 /// sum += other: how the gradients of several workers come together. Add them in a fixed order, and the bits stay fixed too.
 /// Throws ShapeError, with nothing added, if one is not of the shapes of `trained`.
 template <class T>
-void add(const T& trained, typename T::Gradients& sum, const typename T::Gradients& other) {
-  require_shapes(trained, "add: gradient of", sum, other);
-  T::zip_parameters(
+void accumulate_gradients(const T& trained, typename T::Gradients& sum, const typename T::Gradients& other) {
+  require_shapes(trained, "accumulate_gradients: gradient of", sum, other);
+  for_each_parameter<T>(
       [](Parameter, auto& s, const auto& o) {
         s += o;
         if constexpr (requires { s.components; }) s.components.insert(o.components);
@@ -227,8 +137,8 @@ void add(const T& trained, typename T::Gradients& sum, const typename T::Gradien
 
 /// snapshot = the values of all parameters, in the shape of the gradients: a state that training can go back to.
 template <class T>
-void save_parameters(const T& trained, typename T::Gradients& snapshot) {
-  T::zip_parameters(
+void take_snapshot(const T& trained, typename T::Gradients& snapshot) {
+  for_each_parameter(
       [](Parameter parameter, const auto& p, auto& s) {
         s = p;
         if constexpr (requires { s.components; }) s.components = ComponentSet(detail::component_count(parameter.rank_axis, p));
@@ -236,19 +146,19 @@ void save_parameters(const T& trained, typename T::Gradients& snapshot) {
       trained, snapshot);
 }
 
-/// The parameters become those of a snapshot that save_parameters made.
+/// The parameters become those of a snapshot that take_snapshot made.
 /// Throws ShapeError, with nothing changed, if it was made from something of other shapes.
 template <class T>
-void restore_parameters(T& trained, const typename T::Gradients& snapshot) {
-  require_shapes(trained, "restore_parameters: snapshot of", snapshot);
-  T::zip_parameters([](Parameter, auto& p, const auto& s) { p = s; }, trained, snapshot);
+void restore_snapshot(T& trained, const typename T::Gradients& snapshot) {
+  require_shapes(trained, "restore_snapshot: snapshot of", snapshot);
+  for_each_parameter([](Parameter, auto& p, const auto& s) { p = s; }, trained, snapshot);
 }
 
 /// √ Σ g² over all parameters, summed in double. Components that were not trained hold zeros and are not read.
 template <class T>
 double norm(const T& /*trained*/, const typename T::Gradients& gradients) {
   double sum = 0;
-  T::zip_parameters(
+  for_each_parameter<T>(
       [&](Parameter parameter, const auto& g) {
         detail::for_each_trained_range(parameter.rank_axis, g, [&](Index begin, Index end) {
           detail::for_each_span(
@@ -267,7 +177,7 @@ double norm(const T& /*trained*/, const typename T::Gradients& gradients) {
 template <class T>
 Index parameter_count(const T& trained) {
   Index count = 0;
-  T::zip_parameters([&](Parameter, const auto& p) { count += p.size(); }, trained);
+  for_each_parameter([&](Parameter, const auto& p) { count += p.size(); }, trained);
   return count;
 }
 

@@ -16,13 +16,13 @@
 #include <vector>
 
 #include "dylora/core/error.hpp"
+#include "dylora/core/members.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/types.hpp"
 #include "dylora/io/bytes/mapped_file.hpp"
 #include "dylora/io/bytes/tensor.hpp"
 #include "dylora/io/checkpoint/values.hpp"
 #include "dylora/io/safetensors/safetensors.hpp"
-#include "dylora/io/settings.hpp"
 #include "dylora/ranks/truncate.hpp"
 
 /// Whatever is trained, of methods that other programs have no files for too, in one safetensors file. Save then load is the identity, bit
@@ -33,11 +33,11 @@
 ///     load_parameters("nola.safetensors", model);        // into a model that was made with the same options
 ///
 /// A tensor for each parameter under its name in the traversal, "h.0.attn.q_proj.lora_A", in the model's type of numbers; and one for each
-/// constant (io/settings.hpp) under its name, "h.0.attn.q_proj.initial_A". A matrix is rows × columns, row by row; a vector has one
+/// constant (core/members.hpp) under its name, "h.0.attn.q_proj.initial_A". A matrix is rows × columns, row by row; a vector has one
 /// dimension. The metadata:
 ///
 ///     dylora                                 "parameters 1", the format and its version
-///     setting.h.0.attn.q_proj.max_rank       each setting (io/settings.hpp), as JSON
+///     setting.h.0.attn.q_proj.max_rank       each setting (core/members.hpp), as JSON
 ///
 /// Frozen weights are in neither: the model brings its own.
 namespace dylora {
@@ -50,12 +50,14 @@ inline constexpr std::string_view parameters_format = "parameters 1", setting_pr
 template <class T>
 std::map<std::string, std::string> settings_of(const T& model) {
   std::map<std::string, std::string> settings;
-  for_each_model_part(model, [&](const std::string& prefix, const auto& part) {
-    for_each_setting(prefix, part, [&](const std::string& name, const auto& value) {
-      const bool added = settings.emplace(std::string(setting_prefix) + name, archived_text(name, value)).second;
-      if (!added) throw std::invalid_argument("parameters: expected settings whose names differ, got two of " + in_quotes(name));
-    });
-  });
+  for_each_setting(
+      [&](Setting setting, const auto& value) {
+        if (setting.only_in_training) return;
+        const std::string name(setting.name);
+        const bool added = settings.emplace(std::string(setting_prefix) + name, archived_text(name, value)).second;
+        if (!added) throw std::invalid_argument("parameters: expected settings whose names differ, got two of " + in_quotes(name));
+      },
+      model);
   return settings;
 }
 
@@ -147,14 +149,14 @@ void save_parameters(const std::filesystem::path& path, const T& model, Index ra
       return view;
     });
   };
-  T::zip_parameters(
+  for_each_parameter(
       [&]<class M>(Parameter parameter, const M& matrix) {
         add(std::string(parameter.name), matrix, parameter.rank_axis == RankAxis::rows ? std::min(rank, matrix.rows()) : matrix.rows(),
             parameter.rank_axis == RankAxis::cols ? std::min(rank, matrix.cols()) : matrix.cols());
       },
       model);
-  detail::for_each_model_constant(model,
-                                  [&](const std::string& name, const auto& matrix) { add(name, matrix, matrix.rows(), matrix.cols()); });
+  for_each_constant([&](Constant constant, const auto& matrix) { add(std::string(constant.name), matrix, matrix.rows(), matrix.cols()); },
+                    model);
   std::vector<TensorView> tensors;
   for (const auto& tensor : owned) tensors.push_back(tensor());
   save_safetensors(path, std::move(tensors), std::move(metadata));
@@ -184,8 +186,8 @@ void load_parameters(const SafetensorsContents& contents, const std::string& nam
     }
     assignments.push_back([&matrix, values = std::move(values)]() mutable { matrix = std::move(values); });
   };
-  T::zip_parameters([&](Parameter parameter, auto& matrix) { take(std::string(parameter.name), matrix, parameter.rank_axis); }, model);
-  detail::for_each_model_constant(model, [&](const std::string& of, auto& matrix) { take(of, matrix, RankAxis::none); });
+  for_each_parameter([&](Parameter parameter, auto& matrix) { take(std::string(parameter.name), matrix, parameter.rank_axis); }, model);
+  for_each_constant([&](Constant constant, auto& matrix) { take(std::string(constant.name), matrix, RankAxis::none); }, model);
   file.require_all_taken();
   for (const auto& assign : assignments) assign();
 }

@@ -41,8 +41,12 @@ template <class F>
 struct ModuleVisitor {
   F& f;
 
-  void operator()(Parameter, auto&...) const {}
-  void layer(std::string_view name, auto& layer) const { f(name, layer); }
+  template <class M>
+  auto enter(std::string_view name, M& module) const {
+    constexpr bool is_module = AdaptedLayer<M> || ConvolutionModule<M>;
+    if constexpr (is_module) f(name, module);
+    return std::bool_constant<!is_module>{};
+  }
 };
 
 /// Throws for a part that has something to train, and that no file has a place for.
@@ -56,11 +60,10 @@ void require_nothing_trained(const T& part, std::string_view what, NameOf&& name
 }  // namespace detail
 
 /// Calls f(name, module) for each module inside the model as other programs divide it: for each layer of for_each_layer, but where several
-/// are one module, as the groups of a convolution, for that. Such a type takes part by the same line in its zip_parameters as a layer; having
-/// no `base`, it is none to for_each_layer, which then looks inside.
+/// are one module, as the groups of a convolution, for that.
 template <class T, class F>
 void for_each_module(T& model, F&& f) {
-  T::zip_parameters(detail::ModuleVisitor<F>{f}, model);
+  visit_members(detail::ModuleVisitor<F>{f}, model);
 }
 
 /// Calls f(adapter) for each PortableAdapter of a layer inside the model, in the order of for_each_layer.
@@ -132,7 +135,7 @@ void require_only_adapters(const T& model, std::string_view what) {
       throw std::invalid_argument(std::string(what) + ": layer " + in_quotes(name) + ": expected one that trains its adapter alone, got " +
                                   std::to_string(others) + " parameters besides, which the files have no place for");
   });
-  T::zip_parameters(
+  for_each_parameter(
       [&](Parameter parameter, const auto&) {
         const bool inside = std::any_of(layers.begin(), layers.end(), [&](const auto& layer) { return parameter.name.starts_with(layer); });
         if (!inside)

@@ -197,13 +197,10 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
     return {std::move(W), std::move(bias)};
   }
 
-  template <class F, class First, class... Rest>
-  static void zip_parameters(F&& f, First& first, Rest&... rest) {
-    if constexpr (requires { f.layer("", first, rest...); }) return f.layer("", first, rest...);
-    (match(rest.groups, first.groups.size()), ...);
-    if (first.groups.size() == 1) return P::zip_parameters(f, first.groups.front(), rest.groups.front()...);
-    for (std::size_t i = 0; i < first.groups.size(); ++i)
-      P::zip_parameters(scoped(std::to_string(i), f), first.groups[i], rest.groups[i]...);
+  static void members(const auto& f, auto& first, auto&... beside) {
+    (detail::match_size(beside.groups, first.groups.size(), "Conv2d"), ...);
+    if (first.groups.size() == 1) return f(Child<P>{}, first.groups.front(), beside.groups.front()...);
+    f(Child<P>{}, first.groups, beside.groups...);
   }
 
  private:
@@ -265,13 +262,6 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
         unfold.template add_scatter<S>(d_patches, first_channel(group), group_channels(), begin, dx);
       }
     });
-  }
-
-  /// As many gradients as there are groups.
-  template <class Groups>
-  static void match(Groups& beside, std::size_t count) {
-    if constexpr (!std::is_const_v<Groups> && std::default_initializable<typename Groups::value_type>) beside.resize(count);
-    require_equal(static_cast<Index>(beside.size()), static_cast<Index>(count), "Conv2d: number of groups");
   }
 };
 

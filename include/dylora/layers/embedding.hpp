@@ -146,11 +146,10 @@ struct Embedding {
     return table;
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    if constexpr (requires { f.layer("", t...); }) return f.layer("", t...);
+  static void members(const auto& f, auto&... t) {
     f(Parameter{"lora_embedding_A", RankAxis::rows, Factor::A, true}, t.adapter.A...);
     f(Parameter{"lora_embedding_B", RankAxis::cols, Factor::B, true}, t.adapter.B...);
+    scale_settings<LowRank<S>>(f, &Embedding::adapter);
   }
 
  private:

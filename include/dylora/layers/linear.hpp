@@ -134,10 +134,8 @@ struct Linear : KeepsInput<Linear<S, A, W>, S> {
     return {std::move(delta), base.dense_bias()};
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    if constexpr (requires { f.layer("", t...); }) return f.layer("", t...);
-    A::zip_parameters(f, t.adapter...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<A>{}, t.adapter...);
   }
 
  private:

@@ -100,7 +100,8 @@ struct MultiLora : Factored<MultiLora<S>, S> {
   Index out_features() const { return B.rows() / options.modules; }
   Index max_rank() const { return options.max_rank; }
   Index components() const { return A.rows(); }  ///< of each module: max_rank, or fewer once cut (ranks/truncate.hpp)
-  S scale(Index rank) const { return static_cast<S>(options.scale(options.alpha, rank, options.max_rank)); }
+  S scale(Index rank) const { return static_cast<S>(exact_scale(rank)); }
+  double exact_scale(Index rank) const { return options.scale(options.alpha, rank, options.max_rank); }
 
   /// y += s(b) · (C∘B)_b · h, where b is the rank of each column: h = A_b x and C∘B, into the cache (overwritten). Costs 2·b·modules·n·in flops,
   /// and the term as many for out.
@@ -180,7 +181,7 @@ struct MultiLora : Factored<MultiLora<S>, S> {
     require_in_range(rank, 0, max_rank(), "MultiLora::factors: rank");
     const Index b = std::min(rank, components());
     LowRankFactors<S> product{A_of(b), Matrix<S>(out_features(), columns(b)),
-                              b > 0 ? options.scale(options.alpha, b, options.max_rank) : 1};
+                              b > 0 ? exact_scale(b) : 1};
     multiply_by_gain(B_of(b), product.B);
     return product;
   }
@@ -206,11 +207,11 @@ struct MultiLora : Factored<MultiLora<S>, S> {
     *this = std::move(changed);
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     f(Parameter{"multilora_A", RankAxis::rows}, t.A...);
     f(Parameter{"multilora_B", RankAxis::cols}, t.B...);
     f(Parameter{"multilora_gain", RankAxis::none}, t.gain...);
+    scale_settings<MultiLora>(f);
   }
 
  private:

@@ -2,9 +2,12 @@
 #define DYLORA_RANKS_SCALE_HPP
 
 #include <cmath>
+#include <functional>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
+#include "dylora/core/members.hpp"
 #include "dylora/core/types.hpp"
 
 /// The factor s(b) in y = W x + s(b) · B_b A_b x. The published implementations disagree about it, so it is a named rule.
@@ -43,6 +46,21 @@ inline double alpha_giving(ScaleRule rule, double scale, Index rank, Index max_r
   if (error(alpha) <= 1e-14 * std::abs(scale)) return alpha;
   throw std::invalid_argument("scale rule: expected one that is proportional to alpha, got one that has no alpha for a scale of " +
                               std::to_string(scale));
+}
+
+/// The settings (core/members.hpp) of an adapter of type A, in its members: max_rank, and the scale at the first and the last rank, unless
+/// max_rank is 0. Rules that agree there are the same one, as far as those of this file go. `adapter` is where in what is walked A is.
+template <class A, class Get = std::identity>
+void scale_settings(const auto& f, Get adapter = {}) {
+  const auto scale_at = [adapter](auto rank) {
+    return [adapter, rank](const auto& self) -> std::optional<double> {
+      const A& a = std::invoke(adapter, self);
+      return a.max_rank() > 0 ? std::optional(a.exact_scale(rank(a))) : std::nullopt;
+    };
+  };
+  f(Setting{"max_rank"}, [adapter](const auto& self) { return std::invoke(adapter, self).max_rank(); });
+  f(Setting{"scale at rank 1"}, scale_at([](const A&) { return Index{1}; }));
+  f(Setting{"scale at max_rank"}, scale_at([](const A& a) { return a.max_rank(); }));
 }
 
 }  // namespace dylora

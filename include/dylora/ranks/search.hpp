@@ -91,7 +91,7 @@ class RankSearcher {
     require_in_range(options.tried_exchanges, 1, std::numeric_limits<Index>::max(), "search_ranks: tried_exchanges");
     require_option(affordable(lowest_), options.budget, "search_ranks: budget",
                    "at least the cost of the lowest ranks, " + std::to_string(cost_of(lowest_)));
-    save_parameters(trained, whole_);
+    take_snapshot(trained, whole_);
   }
   RankSearcher(const RankSearcher&) = delete;
   RankSearcher& operator=(const RankSearcher&) = delete;

@@ -37,7 +37,7 @@ template <class F, class T, class... Beside>
 void zip_adapters(F&& f, T& trained, Beside&... beside) {
   std::size_t count = 0;
   std::string current;
-  T::zip_parameters(
+  for_each_parameter(
       [&](Parameter parameter, auto&... members) {
         if (parameter.rank_axis == RankAxis::none) return;
         const std::size_t dot = parameter.name.rfind('.');

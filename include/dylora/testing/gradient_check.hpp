@@ -52,16 +52,17 @@ struct AdapterLayer {
     adapter.add_backward(cache.x, dy, cache.adapter, gradients, dx);
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    A::zip_parameters(f, member(t)...);
-  }
+  static void members(const auto& f, auto&... t) { f(Child<A>{}, adapter_of(t)...); }
 
  private:
-  static A& member(AdapterLayer& layer) { return layer.adapter; }
-  static const A& member(const AdapterLayer& layer) { return layer.adapter; }
-  static Gradients& member(Gradients& gradients) { return gradients; }
-  static const Gradients& member(const Gradients& gradients) { return gradients; }
+  template <class T>
+  static auto& adapter_of(T& t) {
+    if constexpr (requires { t.adapter; }) {
+      return t.adapter;
+    } else {
+      return t;  // gradients are the adapter's own
+    }
+  }
 };
 
 /// Collects the largest gap.
@@ -124,7 +125,7 @@ GradientReport check_layer_gradients(L layer, Matrix<typename L::Scalar> x, Rank
   typename L::Cache cache = prototype;
   (void)layer.forward(x, extra..., rank, cache);
   auto gradients = zeros_like(layer), noise = zeros_like(layer);
-  L::zip_parameters(
+  for_each_parameter<L>(
       [&](Parameter, auto& g, auto& n) {
         for (Index i = 0; i < n.size(); ++i) n.data()[i] = static_cast<S>(rng.uniform());
         static_cast<typename std::remove_reference_t<decltype(g)>::PlainObject&>(g) = n;
@@ -141,7 +142,7 @@ GradientReport check_layer_gradients(L layer, Matrix<typename L::Scalar> x, Rank
       comparison.compare("x", i, j, dx(i, j), difference(x(i, j)), 0.01 * static_cast<double>(dx.cwiseAbs().maxCoeff()));
     }
   }
-  L::zip_parameters(
+  for_each_parameter(
       [&](Parameter parameter, auto& p, const auto& g, const auto& n) {
         const std::string name(parameter.name);
         if constexpr (requires { g.components; }) comparison.require_noted(name, g.components, rank);

@@ -36,7 +36,7 @@ double clip_factor(const T& trained, const typename T::Gradients& gradients, dou
   const double length = norm(trained, gradients);
   if (!std::isfinite(length)) {
     std::string name = "(their norm)";
-    T::zip_parameters(
+    for_each_parameter<T>(
         [&](Parameter parameter, const auto& g) {
           if (!g.allFinite()) name = parameter.name;
         },
@@ -55,7 +55,7 @@ class StepCounters {
  public:
   template <class T>
   StepCounters(const T& trained, Update update) : update_(update) {
-    T::zip_parameters(
+    for_each_parameter(
         [&](Parameter parameter, const auto& p) {
           const Index count = is_whole(parameter.rank_axis) ? 1 : component_count(parameter.rank_axis, p);
           counters_.push_back({std::string(parameter.name), std::vector<Index>(static_cast<std::size_t>(count))});
@@ -159,7 +159,7 @@ class Optimizer {
                               block(moments)...);
       });
     };
-    std::apply([&](auto&... moments) { T::zip_parameters(visit, trained, gradients, moments...); }, moments_);
+    std::apply([&](auto&... moments) { for_each_parameter(visit, trained, gradients, moments...); }, moments_);
   }
 
   /// What a checkpoint keeps of it (io/checkpoint/checkpoint.hpp). The learning rate is part of the state, since schedules set it; the

@@ -43,7 +43,7 @@ class GroupOfEach {
   /// Throws std::invalid_argument, naming the parameter, if a ratio is not a finite number ≥ 0.
   template <class T>
   GroupOfEach(const T& trained, const ParameterGroups& groups, std::string_view who) {
-    T::zip_parameters(
+    for_each_parameter(
         [&](Parameter parameter, const auto&) {
           const ParameterGroup group = groups ? groups(parameter) : ParameterGroup{};
           require_option(group.lr_ratio >= 0 && std::isfinite(group.lr_ratio), group.lr_ratio,

@@ -80,8 +80,7 @@ struct Mixed {
   explicit Mixed(std::uint64_t seed, Index components = 3, Index gates = 2)
       : rows(noise<float>(components, 4, seed)), cols(noise<float>(5, components, seed + 1)), gate(noise<double>(gates, 1, seed + 2)) {}
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     f(Parameter{"rows", RankAxis::rows}, t.rows...);
     f(Parameter{"cols", RankAxis::cols}, t.cols...);
     f(Parameter{"gate"}, t.gate...);
@@ -166,7 +165,7 @@ TEST_CASE("every other kind of value comes back as it was") {
 TEST_CASE("parameters and their snapshots come back as they were") {
   Mixed model(1), other(10);
   auto snapshot = zeros_like(model), into = zeros_like(model);
-  save_parameters(Mixed(20), snapshot);
+  take_snapshot(Mixed(20), snapshot);
   const auto state = [](Mixed& trained, Mixed::Gradients& kept) {
     return [&](auto& archive) {
       archive.parameters("model", trained);
@@ -176,7 +175,7 @@ TEST_CASE("parameters and their snapshots come back as they were") {
   read_text(checkpoint_bytes(0, state(model, snapshot)), state(other, into));
   CHECK(other == model);
   CHECK(other == Mixed(1));
-  restore_parameters(other, into);
+  restore_snapshot(other, into);
   CHECK(other == Mixed(20));
 }
 

@@ -99,14 +99,14 @@ struct Run {
   Run(Update update, std::uint64_t seed)
       : optimizer(make_optimizer(model, update, static_cast<O*>(nullptr))), data_rng(seed + 1), rank_rng(seed + 2) {
     randomize<M>(model, seed);
-    save_parameters(model, good);
+    take_snapshot(model, good);
     if constexpr (requires { cache.adapter.rng; }) cache.adapter.rng = Rng(seed + 3);
   }
 
   void step(Index step) {
     const Schedule schedule(Decay::cosine, {.peak = 0.2, .steps = 20, .warmup_steps = 4, .final_fraction = 0.1});
     const FreshRanks plan(UniformRank(1, 4), 2);
-    save_parameters(model, good);
+    take_snapshot(model, good);
     optimizer.set_learning_rate(schedule(step));
     losses.push_back(train_step(model, optimizer, gradients, plan(step, rank_rng), [&](Index, RankSlice rank, double weight) {
       const Matrix<S> x = random_uniform<S>(model.in_features(), 6, 1, data_rng), target = random_uniform<S>(6, 6, 1, data_rng);

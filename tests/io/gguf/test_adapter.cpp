@@ -45,10 +45,9 @@ struct Modules {
   std::vector<std::string> names;
   std::vector<L> layers;
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     const auto& first = std::get<0>(std::tie(t...));
-    for (std::size_t i = 0; i < first.layers.size(); ++i) L::zip_parameters(scoped(first.names[i], f), t.layers[i]...);
+    for (std::size_t i = 0; i < first.layers.size(); ++i) f(Child<L>{first.names[i]}, t.layers[i]...);
   }
 };
 
@@ -64,10 +63,9 @@ struct Block {
 
   Matrix<float> forward(const Matrix<float>& x, Index rank) const { return up.forward(attention.forward(x, rank), rank); }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Attention<float>::zip_parameters(scoped("model.layers.0.self_attn", f), t.attention...);
-    Linear<float>::zip_parameters(scoped("model.layers.0.mlp.up_proj", f), t.up...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Attention<float>>{"model.layers.0.self_attn"}, t.attention...);
+    f(Child<Linear<float>>{"model.layers.0.mlp.up_proj"}, t.up...);
   }
 };
 
@@ -352,10 +350,9 @@ struct MergedBlock {
   Sliced c_attn;
   Linear<float> c_proj;
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Sliced::zip_parameters(scoped("h.0.attn.c_attn", f), t.c_attn...);
-    Linear<float>::zip_parameters(scoped("h.0.attn.c_proj", f), t.c_proj...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Sliced>{"h.0.attn.c_attn"}, t.c_attn...);
+    f(Child<Linear<float>>{"h.0.attn.c_proj"}, t.c_proj...);
   }
 };
 
@@ -545,11 +542,10 @@ struct Mixed {
       : opaque(Matrix<float>(noise<float>(2, 3, 3)),
                Opaque<float>(RowMatrix<float>::Zero(opaque_rank, 3), Matrix<float>::Zero(2, opaque_rank), {})) {}
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Linear<float>::zip_parameters(scoped("adapted", f), t.adapted...);
-    FrozenLinear<float>::zip_parameters(scoped("frozen", f), t.frozen...);
-    Linear<float, Opaque<float>>::zip_parameters(scoped("opaque", f), t.opaque...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Linear<float>>{"adapted"}, t.adapted...);
+    f(Child<FrozenLinear<float>>{"frozen"}, t.frozen...);
+    f(Child<Linear<float, Opaque<float>>>{"opaque"}, t.opaque...);
     if (std::get<0>(std::tie(t...)).has_scale) f(Parameter{"adapted_too.scale"}, t.scale...);
   }
 };

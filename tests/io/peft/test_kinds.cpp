@@ -88,10 +88,8 @@ struct GatedLinear : Linear<float> {
   struct Gradients {};
   Vector<float> gate = noise<float>(6, 1, 4);
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    if constexpr (requires { f.layer("", t...); }) return f.layer("", t...);
-    LowRank<float>::zip_parameters(f, t.adapter...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<LowRank<float>>{}, t.adapter...);
     f(Parameter{"gate"}, t.gate...);
   }
 };
@@ -103,10 +101,9 @@ struct Mixed {
   DoraModel<float> dora;
   KindsModel<float> plain;
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    DoraModel<float>::zip_parameters(scoped("dora", f), t.dora...);
-    KindsModel<float>::zip_parameters(scoped("plain", f), t.plain...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<DoraModel<float>>{"dora"}, t.dora...);
+    f(Child<KindsModel<float>>{"plain"}, t.plain...);
   }
 };
 

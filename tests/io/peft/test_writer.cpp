@@ -47,9 +47,8 @@ struct Gated {
   Linear<float> fc;
   Vector<float> gate;
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Linear<float>::zip_parameters(scoped("fc", f), t.fc...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Linear<float>>{"fc"}, t.fc...);
     f(Parameter{"fcgate"}, t.gate...);
   }
 };
@@ -60,10 +59,9 @@ struct Twice {
   struct Gradients {};
   Linear<float> a, b;
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Linear<float>::zip_parameters(scoped("fc", f), t.a...);
-    Linear<float>::zip_parameters(scoped("fc", f), t.b...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Linear<float>>{"fc"}, t.a...);
+    f(Child<Linear<float>>{"fc"}, t.b...);
   }
 };
 
@@ -74,10 +72,9 @@ struct Named {
   std::string name;
   Linear<float> a, b;
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Linear<float>::zip_parameters(scoped("a", f), t.a...);
-    Linear<float>::zip_parameters(scoped(std::get<0>(std::tie(t...)).name, f), t.b...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Linear<float>>{"a"}, t.a...);
+    f(Child<Linear<float>>{std::get<0>(std::tie(t...)).name}, t.b...);
   }
 };
 

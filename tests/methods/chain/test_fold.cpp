@@ -126,12 +126,11 @@ struct Whole {
   Dropping d;
   Slices m;
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Adapted::zip_parameters(scoped("a", f), t.a...);
-    Frozen::zip_parameters(scoped("frozen", f), t.frozen...);
-    Dropping::zip_parameters(scoped("d", f), t.d...);
-    Slices::zip_parameters(scoped("m", f), t.m...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Adapted>{"a"}, t.a...);
+    f(Child<Frozen>{"frozen"}, t.frozen...);
+    f(Child<Dropping>{"d"}, t.d...);
+    f(Child<Slices>{"m"}, t.m...);
   }
 };
 
@@ -146,14 +145,9 @@ struct WithMagnitude {
   LowRank<double> adapter;
   Vector<double> magnitude = Vector<double>::Ones(out);
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    if constexpr (requires { f.layer("", t...); }) {
-      f.layer("", t...);
-    } else {
-      LowRank<double>::zip_parameters(f, t.adapter...);
-      f(Parameter{"lora_magnitude_vector"}, t.magnitude...);
-    }
+  static void members(const auto& f, auto&... t) {
+    f(Child<LowRank<double>>{}, t.adapter...);
+    f(Parameter{"lora_magnitude_vector"}, t.magnitude...);
   }
 };
 

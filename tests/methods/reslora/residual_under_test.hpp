@@ -86,9 +86,8 @@ struct TanhChain {
     dx = backward(dy, cache, gradients);
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    zip_elements<Link>("links", f, t.links...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Link>{"links"}, t.links...);
   }
 };
 

@@ -179,9 +179,8 @@ struct TwoAttentions {
     dx = backward(dy, cache, gradients);
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    zip_elements<Block>("h", f, t.blocks...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Block>{"h"}, t.blocks...);
   }
 };
 

@@ -20,13 +20,13 @@
 #include <vector>
 
 #include "dylora/core/error.hpp"
+#include "dylora/core/members.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/random.hpp"
 #include "dylora/core/types.hpp"
 #include "dylora/io/bytes/tensor.hpp"
 #include "dylora/io/checkpoint/values.hpp"
 #include "dylora/io/safetensors/safetensors.hpp"
-#include "dylora/io/settings.hpp"
 
 namespace dylora {
 
@@ -96,17 +96,14 @@ class CheckpointArchive {
     }
   }
 
-  /// The parameters and constants (io/settings.hpp) of `model`, which must have the same names, shapes and types, and adapters of the same
-  /// settings: max_rank, scale, dropout and their own.
+  /// The parameters and constants of `model` (core/members.hpp), which must have the same names, shapes and types. The settings must be the
+  /// same: max_rank, scale, dropout and others.
   template <Trainable T>
   void parameters(std::string_view name, T& model) {
     inside(name, [&] {
-      T::zip_parameters([&](Parameter parameter, auto& p) { matrix(use(parameter.name), p); }, model);
-      detail::for_each_model_constant(model, [&](const std::string& constant, auto& c) { matrix(use(constant), c); });
-      detail::for_each_model_part(std::as_const(model), [&](const std::string& path, const auto& part) {
-        if constexpr (requires { part.probability; }) same(path + "dropout probability", part.probability);
-        detail::for_each_setting(path, part, [&](const std::string& setting, const auto& value) { same(setting, value); });
-      });
+      for_each_parameter([&](Parameter parameter, auto& p) { matrix(use(parameter.name), p); }, model);
+      for_each_constant([&](Constant constant, auto& c) { matrix(use(constant.name), c); }, model);
+      for_each_setting([&](Setting setting, const auto& value) { same(setting.name, value); }, model);
     });
   }
 
@@ -114,7 +111,7 @@ class CheckpointArchive {
   /// a checkpoint is made between steps.
   template <Trainable T>
   void parameters(std::string_view name, typename T::Gradients& snapshot) {
-    inside(name, [&] { T::zip_parameters([&](Parameter parameter, auto& p) { matrix(use(parameter.name), p); }, snapshot); });
+    inside(name, [&] { for_each_parameter<T>([&](Parameter parameter, auto& p) { matrix(use(parameter.name), p); }, snapshot); });
   }
 
  private:

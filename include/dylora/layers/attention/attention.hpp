@@ -48,11 +48,10 @@ struct SeparateProjections {
 
   Index in_features() const { return q.in_features(); }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Query::zip_parameters(scoped("q_proj", f), t.q...);
-    Key::zip_parameters(scoped("k_proj", f), t.k...);
-    Value::zip_parameters(scoped("v_proj", f), t.v...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Query>{"q_proj"}, t.q...);
+    f(Child<Key>{"k_proj"}, t.k...);
+    f(Child<Value>{"v_proj"}, t.v...);
   }
 
  protected:

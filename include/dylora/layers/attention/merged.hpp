@@ -42,9 +42,8 @@ struct MergedProjection {
 
   Index in_features() const { return qkv.in_features(); }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Merged::zip_parameters(scoped("qkv_proj", f), t.qkv...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Merged>{"qkv_proj"}, t.qkv...);
   }
 
  protected:

@@ -171,10 +171,9 @@ struct SelfAttention : Projections {
     return y;
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Projections::zip_parameters(f, t...);
-    Output::zip_parameters(scoped("o_proj", f), t.o...);
+  static void members(const auto& f, auto&... t) {
+    Projections::members(f, t...);
+    f(Child<Output>{"o_proj"}, t.o...);
   }
 
  protected:

@@ -89,7 +89,7 @@ class ImportanceTracker {
     if (!std::isfinite(norm(trained, gradients))) {
       throw NonFiniteError("ImportanceTracker: gradients: expected finite numbers, got a NaN or an infinity");
     }
-    T::zip_parameters(
+    for_each_parameter(
         [&](Parameter parameter, const auto& p, const auto& g, auto& sensitivity, auto& uncertainty) {
           if (parameter.rank_axis == RankAxis::none) return;
           using S = typename std::remove_cvref_t<decltype(p)>::Scalar;

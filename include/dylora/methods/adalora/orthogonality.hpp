@@ -66,7 +66,7 @@ double add_orthogonality(const T& trained, typename T::Gradients& gradients, dou
   require_option(weight >= 0 && std::isfinite(weight), weight, "add_orthogonality: weight", "a finite number ≥ 0");
   require_shapes(trained, "add_orthogonality: gradient of", gradients);
   double sum = 0;
-  T::zip_parameters(
+  for_each_parameter(
       [&](Parameter parameter, const auto& p, auto& g) {
         using S = typename std::remove_cvref_t<decltype(p)>::Scalar;
         if (parameter.factor == Factor::none || parameter.embedding) return;

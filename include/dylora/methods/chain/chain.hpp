@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -190,16 +191,9 @@ struct Chain {
     links = {std::move(only)};
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Inner::zip_parameters(f, last(t)...);
-  }
-
-  /// The links before the last one, kept beside the parameters in files (io/settings.hpp).
-  template <class F, class First, class... Rest>
-  static void zip_constants(F&& f, First& first, Rest&... rest) {
-    for (std::size_t j = 0; j + 1 < first.links.size(); ++j)
-      Inner::zip_parameters(scoped("links." + std::to_string(j), f), first.links[j], rest.links[j]...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Inner>{}, last(t)...);
+    f(Constant{"links"}, [](auto& self) { return std::span(self.links).first(self.links.size() - 1); });
   }
 
  private:
@@ -221,7 +215,7 @@ struct Chain {
   /// Whether these are of the shapes that zeros_like makes for the link.
   static bool fits(const Inner& link, const typename Inner::Gradients& gradients) {
     bool same = true;
-    Inner::zip_parameters([&](Parameter, const auto& p, const auto& g) { same = same && p.rows() == g.rows() && p.cols() == g.cols(); },
+    for_each_parameter([&](Parameter, const auto& p, const auto& g) { same = same && p.rows() == g.rows() && p.cols() == g.cols(); },
                           link, gradients);
     return same;
   }

@@ -40,33 +40,51 @@ namespace detail {
 template <class L>
 inline constexpr bool has_trained_adapter = !std::is_empty_v<typename std::remove_cvref_t<decltype(L::adapter)>::Gradients>;
 
-/// A fresh adapter in the place of this one, with as many components.
+/// An adapter with its options, from which a fresh one can be drawn.
 template <class A>
-void begin_afresh(A& adapter, Rng& rng) {
-  if constexpr (requires { A(adapter.in_features(), adapter.out_features(), adapter.options, rng); }) {
-    A fresh(adapter.in_features(), adapter.out_features(), adapter.options, rng);
-    A::zip_parameters(
-        [](Parameter parameter, auto& p, const auto& before) {
-          if (parameter.rank_axis == RankAxis::none) return;
-          p = component_block(parameter.rank_axis, p, 0, component_count(parameter.rank_axis, before)).eval();
-        },
-        fresh, adapter);
-    adapter = std::move(fresh);
-  } else if constexpr (requires { adapter.inner; }) {
-    begin_afresh(adapter.inner, rng);
-  } else if constexpr (requires { adapter.slices; }) {
-    for (auto& slice : adapter.slices) begin_afresh(slice, rng);
-  } else {
-    static_assert(std::is_void_v<A>,
-                  "fold: an adapter begins afresh by A(in_features, out_features, adapter.options, rng), or has inner ones that do");
+concept Redrawable = requires(A& adapter, Rng& rng) { A(adapter.in_features(), adapter.out_features(), adapter.options, rng); };
+
+/// A fresh adapter of as many components in the place of each that the walk meets.
+struct Redraw {
+  Rng& rng;
+
+  template <class A>
+  auto enter(std::string_view /*name*/, A& adapter) const {
+    if constexpr (Redrawable<A>) {
+      A fresh(adapter.in_features(), adapter.out_features(), adapter.options, rng);
+      for_each_parameter(
+          [](Parameter parameter, auto& p, const auto& before) {
+            if (parameter.rank_axis == RankAxis::none) return;
+            p = component_block(parameter.rank_axis, p, 0, component_count(parameter.rank_axis, before)).eval();
+          },
+          fresh, adapter);
+      adapter = std::move(fresh);
+      return std::false_type{};
+    } else {
+      return std::true_type{};
+    }
   }
-}
+  template <class M>
+  void parameter(Parameter /*parameter*/, M& /*value*/) const {
+    refuse<M>();
+  }
+  template <class M>
+  void constant(Constant /*constant*/, M& /*value*/) const {
+    refuse<M>();
+  }
+
+ private:
+  template <class M>
+  static void refuse() {
+    static_assert(std::is_void_v<M>, "fold: an adapter begins afresh by A(in_features, out_features, adapter.options, rng), or is made of such");
+  }
+};
 
 /// Throws unless Δ is bilinear in what is trained: one product whose factors A and B are all of them.
 template <class A>
 void require_bilinear(const A& adapter, const std::string& what) {
   Index components = 0, parameters = 0;
-  A::zip_parameters(
+  for_each_parameter(
       [&](Parameter parameter, const auto& p) {
         if (parameter.factor == Factor::A) components += p.rows();
         if (parameter.factor != Factor::none) parameters += p.size();
@@ -104,7 +122,7 @@ void require_foldable(const L& layer, const std::string& what, double fraction) 
     throw std::invalid_argument(what + ": expected a layer that trains its adapter alone, got one with further parameters");
   }
   if (fraction < 1) require_bilinear(layer.adapter, what);
-  std::remove_cvref_t<decltype(layer.adapter)>::zip_parameters(
+  for_each_parameter(
       [&](Parameter parameter, const auto& p) {
         if (p.allFinite()) return;
         throw NonFiniteError(what + ": " + std::string(parameter.name) + ": expected finite numbers, got a NaN or an infinity");
@@ -148,7 +166,7 @@ void fold(T& model, RankSlice rank, Rng& rng, FoldOptions options = {}) {
     if (m == 1) {  // a trial, so that what an adapter refuses is refused before anything is folded
       auto copy = layer.adapter;
       Rng draws = rng;
-      detail::begin_afresh(copy, draws);
+      visit_members(detail::Redraw{draws}, copy);
     }
     most = std::max(most, layer.adapter.max_rank());
   });
@@ -171,9 +189,9 @@ void fold(T& model, RankSlice rank, Rng& rng, FoldOptions options = {}) {
         "a mapped or quantised weight cannot take an adapter in");
     if constexpr (FoldableLayer<L>) layer.base.W += detail::increment(layer, rank, m);
     if (m == 1) {
-      detail::begin_afresh(layer.adapter, rng);
+      visit_members(detail::Redraw{rng}, layer.adapter);
     } else {
-      A::zip_parameters([&](Parameter, auto& p) { p *= static_cast<S>(kept); }, layer.adapter);
+      for_each_parameter([&](Parameter, auto& p) { p *= static_cast<S>(kept); }, layer.adapter);
     }
   });
 }
@@ -190,17 +208,15 @@ struct FoldedWeights {
 
   T& model;
 
-  template <class F, class... Weights>
-  static void zip_parameters(F&& f, Weights&... weights) {
-    (for_each_layer(weights.model,
-                    [&](std::string_view name, auto& layer) {
-                      using L = std::remove_reference_t<decltype(layer)>;
-                      if constexpr (FoldableLayer<L> && detail::has_trained_adapter<L>) {
-                        if (!detail::trains_adapter_alone(layer)) return;
-                        f(Parameter{std::string(name) + (name.empty() ? "weight" : ".weight")}, layer.base.W);
-                      }
-                    }),
-     ...);
+  static void members(const auto& f, auto& self, auto&... /*beside*/) {
+    for_each_layer(self.model, [&](std::string_view name, auto& layer) {
+      using L = std::remove_reference_t<decltype(layer)>;
+      if constexpr (FoldableLayer<L> && detail::has_trained_adapter<L>) {
+        if (!detail::trains_adapter_alone(layer)) return;
+        const std::string weight = std::string(name) + (name.empty() ? "weight" : ".weight");
+        f(Parameter{weight}, layer.base.W);
+      }
+    });
   }
 };
 

@@ -194,10 +194,8 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
     return sum;
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    if constexpr (requires { f.layer("", t...); }) return f.layer("", t...);
-    Inner::zip_parameters(f, t.adapter...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Inner>{}, t.adapter...);
     f(Parameter{"lora_magnitude_vector", Lengths::axis}, t.magnitude...);
   }
 

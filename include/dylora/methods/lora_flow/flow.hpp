@@ -102,19 +102,9 @@ struct Flow {
     return adapters.delta_at(gate.constant_weights(), rank);
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    FlowGate<S>::zip_parameters(scoped("gate", f), t.gate...);
-  }
-
-  /// The adapters, kept beside the parameters in files (io/settings.hpp).
-  template <class F, class... T>
-  static void zip_constants(F&& f, T&... t) {
-    GatedAdapters<S>::zip_constants(scoped("adapters", f), t.adapters...);
-  }
-  template <class F>
-  void for_each_setting(F&& f) const {
-    adapters.for_each_setting(f);
+  static void members(const auto& f, auto&... t) {
+    f(Child<FlowGate<S>>{"gate"}, t.gate...);
+    f(Child<GatedAdapters<S>>{"adapters"}, t.adapters...);
   }
 
  private:

@@ -163,8 +163,7 @@ struct FlowGate {
     return (bias.array() + S(1) / static_cast<S>(adapters())).matrix();
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     f(Parameter{"weight"}, t.weight...);
     f(Parameter{"bias"}, t.bias...);
   }

@@ -184,19 +184,11 @@ class GatedAdapters : public Factored<GatedAdapters<S>, S> {
     return result;
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& /*f*/, T&... /*t*/) {}
-
-  /// What files keep in the place of parameters (io/settings.hpp).
-  template <class F, class... T>
-  static void zip_constants(F&& f, T&... t) {
-    f(Parameter{"A"}, t.A_...);
-    f(Parameter{"B"}, t.B_...);
-    f(Parameter{"scales"}, t.scales_...);
-  }
-  template <class F>
-  void for_each_setting(F&& f) const {
-    f("component_owners", owner_);
+  static void members(const auto& f, auto&... /*t*/) {
+    f(Constant{"A"}, &GatedAdapters::A_);
+    f(Constant{"B"}, &GatedAdapters::B_);
+    f(Constant{"scales"}, &GatedAdapters::scales_);
+    f(Setting{"component_owners"}, &GatedAdapters::owner_);
   }
 
  private:

@@ -45,14 +45,6 @@ struct NolaFactors {
     bases_of(of_B).add_contractions(dbeta, first, dB, bound_of_B(k));
   }
 
-  /// What the factors depend on besides the coefficients (io/settings.hpp).
-  template <class F>
-  void for_each_setting(F&& f) const {
-    f("seed", seed);
-    f("rank of the factors", max_rank);
-    f("variant", variant == NolaVariant::language ? "language" : "vision");
-  }
-
  private:
   enum Which { fixed_A, of_A, of_B };
   RandomBases<S> bases_of(Which which) const { return RandomBases<S>(CounterNoise(seed).stream(which)); }

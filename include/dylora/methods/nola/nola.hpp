@@ -107,6 +107,7 @@ struct Nola : Factored<Nola<S, nesting>, S> {
   /// What is there of max_rank: fewer bases once cut (ranks/truncate.hpp).
   Index components() const { return nesting == NolaNesting::rank ? max_rank() : alpha.size(); }
   S scale(Index rank) const { return static_cast<S>(exact_scale(rank)); }  ///< s(b), or s(max_rank) where bases are nested
+  double exact_scale(Index rank) const { return options.scale(options.alpha, factor_rank(rank), options.max_rank); }
 
   /// y += s · B · h, where b is the rank of each column: the factors and h = A x, into the cache (overwritten). Makes the factors once, which
   /// costs r·k·(in + out) random numbers and as many multiply-adds, with nested bases for each run of equal ranks; then as LowRank.
@@ -193,22 +194,21 @@ struct Nola : Factored<Nola<S, nesting>, S> {
     return {A.transpose(), std::move(B), b > 0 ? exact_scale(b) : 1};
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
+  static void members(const auto& f, auto&... t) {
     constexpr RankAxis axis = nesting == NolaNesting::rank ? RankAxis::none : RankAxis::rows;
     f(Parameter{"nola_alpha", axis}, t.alpha...);
     f(Parameter{"nola_beta", axis}, t.beta...);
-  }
-  template <class F>
-  void for_each_setting(F&& f) const {
-    source().for_each_setting(f), f("nesting", nesting == NolaNesting::rank ? "rank" : "bases");
+    f(Setting{"seed"}, &Nola::seed);
+    f(Setting{"rank of the factors"}, [](const Nola& self) { return self.options.max_rank; });
+    f(Setting{"variant"}, [](const Nola& self) { return self.options.variant == NolaVariant::language ? "language" : "vision"; });
+    f(Setting{"nesting"}, [](const Nola&) { return nesting == NolaNesting::rank ? "rank" : "bases"; });
+    scale_settings<Nola>(f);
   }
 
  private:
   NolaFactors<S> source() const { return {seed, in_, out_, options.max_rank, options.variant}; }
   Index active_bases(Index b) const { return nesting == NolaNesting::rank ? alpha.size() : b; }
   Index factor_rank(Index b) const { return nesting == NolaNesting::rank || b == 0 ? b : options.max_rank; }
-  double exact_scale(Index b) const { return options.scale(options.alpha, factor_rank(b), options.max_rank); }
 
   /// A (in × r, transposed) and B (out × r) at rank b, or of as many columns as are asked for where ranks are nested.
   void make_factors(Index b, MatrixRef<S> A, MatrixRef<S> B) const {

@@ -171,16 +171,10 @@ struct Initialized : Factored<Initialized<S>, S> {
     initial_B.setZero(out_features(), components());
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    LowRank<S>::zip_parameters(f, t.current...);
-  }
-
-  /// Frozen, and kept beside the parameters in files (io/settings.hpp).
-  template <class F, class... T>
-  static void zip_constants(F&& f, T&... t) {
-    f(Parameter{"initial_A"}, t.initial_A...);
-    f(Parameter{"initial_B"}, t.initial_B...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<LowRank<S>>{}, t.current...);
+    f(Constant{"initial_A"}, &Initialized::initial_A);
+    f(Constant{"initial_B"}, &Initialized::initial_B);
   }
 
  private:

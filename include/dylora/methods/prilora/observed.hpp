@@ -51,9 +51,8 @@ struct Observed : Decorator<Observed<Inner>, Inner> {
     observe(x, gradients);
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Inner::zip_parameters(f, t.inner...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Inner>{}, t.inner...);
   }
 
  private:

@@ -101,15 +101,9 @@ struct Proportional : Decorator<Proportional<Inner>, Inner> {
     max_rank_ = std::max(max_rank_, inner.max_rank());
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    Inner::zip_parameters(f, inner_of(t)...);
-  }
-
-  /// What a file names besides the adapter's own (io/settings.hpp).
-  template <class F>
-  void for_each_setting(F&& f) const {
-    f("max_rank of the model", max_rank_);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Inner>{}, inner_of(t)...);
+    f(Setting{"max_rank of the model"}, &Proportional::max_rank_);
   }
 
  private:

@@ -103,16 +103,20 @@ class Pruning {
   /// Throws NonFiniteError, naming the factor, if an input was not finite.
   void before_step(T& model, typename T::Gradients& gradients) {
     std::size_t index = 0;
-    const auto visit = [&](std::string_view layer, auto& adapter, auto& seen) {
-      const auto take = [&](const std::string& name, auto& A, auto& dA) {
-        Factor& factor = factor_of(index++, name, A);
-        if (seen.input_squares.size() > 0) observe(factor, seen.input_squares);
-        set_pruned_to_zero(factor, dA);
-      };
-      for_each_in(layer, take, adapter, seen);
-      seen.input_squares.resize(0);
-    };
-    T::zip_parameters(Visitor<decltype(visit)>{visit}, model, gradients);
+    for_each_layer(
+        model,
+        [&](std::string_view name, auto& layer, auto& beside) {
+          if constexpr (requires { beside.adapter.input_squares; }) {
+            const auto take = [&](const std::string& factor_name, auto& A, auto& dA) {
+              Factor& factor = factor_of(index++, factor_name, A);
+              if (beside.adapter.input_squares.size() > 0) observe(factor, beside.adapter.input_squares);
+              set_pruned_to_zero(factor, dA);
+            };
+            for_each_in(name, take, layer.adapter, beside.adapter);
+            beside.adapter.input_squares.resize(0);
+          }
+        },
+        gradients);
   }
 
   /// After the optimiser's step: what stays pruned is 0 again, and after every `interval` steps the model is pruned.
@@ -178,21 +182,12 @@ class Pruning {
     std::vector<Index> pruned = {};  // entries that stay 0, row by row, so that cutting to the first rows leaves theirs in place
   };
 
-  template <class F>
-  struct Visitor {
-    F& f;
-    void operator()(Parameter, auto&...) const {}
-    auto layer(std::string_view name, auto& layer, auto& gradients) const -> decltype(void(layer.base)) {
-      if constexpr (requires { gradients.adapter.input_squares; }) f(name, layer.adapter, gradients.adapter);
-    }
-  };
-
   static void require_count(Index count) { require_in_range(count, 0, std::numeric_limits<Index>::max(), "Pruning: count"); }
 
   /// Calls f(name, A, …) for each factor A of one adapter.
   template <class F, class A, class... Beside>
   static void for_each_in(std::string_view layer, F& f, A& adapter, Beside&... beside) {
-    std::remove_const_t<A>::zip_parameters(
+    for_each_parameter(
         [&](Parameter parameter, auto& p, auto&... others) {
           if constexpr (std::remove_cvref_t<decltype(p)>::IsRowMajor) {
             if (parameter.factor != dylora::Factor::A) return;

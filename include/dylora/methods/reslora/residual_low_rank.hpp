@@ -196,15 +196,11 @@ struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
     });
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    LowRank<S>::zip_parameters(f, t.inner...);
-  }
-
-  /// What a file names besides the adapter's own (io/settings.hpp).
-  template <class F>
-  void for_each_setting(F&& f) const {
-    f("shortcut", static_cast<int>(shortcut)), f("reach", reach), f("position", position);
+  static void members(const auto& f, auto&... t) {
+    f(Child<LowRank<S>>{}, t.inner...);
+    f(Setting{"shortcut"}, [](const auto&) { return static_cast<int>(shortcut); });
+    f(Setting{"reach"}, &ResidualLowRank::reach);
+    f(Setting{"position"}, &ResidualLowRank::position);
   }
 
  private:

@@ -145,9 +145,8 @@ struct ResidualStack : KeepsInput<ResidualStack<S, shortcut, W>, S> {
     return ResidualStack<S, shortcut>(std::move(plain));
   }
 
-  template <class F, class... T>
-  static void zip_parameters(F&& f, T&... t) {
-    zip_links(f, t.links...);
+  static void members(const auto& f, auto&... t) {
+    f(Child<Link>{"links"}, t.links...);
   }
 
  private:
@@ -178,19 +177,6 @@ struct ResidualStack : KeepsInput<ResidualStack<S, shortcut, W>, S> {
     std::vector<Link> links;
     for (W& base : bases) links.emplace_back(std::move(base), options, rng);
     return links;
-  }
-
-  /// As zip_elements, which asks for elements that can be made from nothing.
-  template <class F, class First, class... Rest>
-  static void zip_links(F& f, First& first, Rest&... rest) {
-    (match(rest, first.size()), ...);
-    for (std::size_t n = 0; n < first.size(); ++n) Link::zip_parameters(scoped("links." + std::to_string(n), f), first[n], rest[n]...);
-  }
-
-  template <class Beside>
-  static void match(Beside& beside, std::size_t count) {
-    if constexpr (!std::is_const_v<Beside> && std::default_initializable<typename Beside::value_type>) beside.resize(count);
-    require_equal(static_cast<Index>(beside.size()), static_cast<Index>(count), "ResidualStack: number of links");
   }
 };
 
