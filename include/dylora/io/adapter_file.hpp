@@ -152,13 +152,13 @@ LoadReport load_adapters(const Format& format, const File& file, T& model, bool 
   return report;
 }
 
-/// Calls save(place, module, values) for each module of the model with what it is at its rank, the next of `ranks`; at rank 0 it has no
-/// component.
+/// Calls collect(place, module, values) for each module of the model with what it is at its rank, the next of `ranks`; at rank 0 it has no
+/// component. Whoever saves writes nothing before this returns, since a later module may be refused.
 ///
 /// Throws std::invalid_argument unless there is a rank in [0, its components] for each, for trained parameters outside of the adapters, for
 /// a scale of 0, and if no module has a component; NonFiniteError for a scale that is not finite.
-template <class Format, class T, class Save>
-void for_each_module_at(const std::vector<Index>& ranks, const Format& format, const T& model, Save&& save) {
+template <class Format, class T, class Collect>
+void for_each_module_at(const std::vector<Index>& ranks, const Format& format, const T& model, Collect&& collect) {
   const std::string caller(format.caller);
   require_only_adapters(model, caller);
   std::size_t count = 0;
@@ -176,7 +176,7 @@ void for_each_module_at(const std::vector<Index>& ranks, const Format& format, c
     const bool has_components = values.factors.A.rows() > 0;
     if (has_components) require_scale<typename Module::Scalar>(values.factors.scale, subject);
     any = any || has_components;
-    save(place, module, std::move(values));
+    collect(place, module, std::move(values));
   });
   if (!any) throw std::invalid_argument(caller + ": expected a model with an adapter that has a component, got none");
 }
