@@ -66,14 +66,14 @@ struct ShelfFormat {
 
 Shelf save(const Model& model, const std::vector<Index>& ranks) {
   Shelf shelf;
-  detail::for_each_module_at(ranks, ShelfFormat{"save"}, model, [&](const auto& place, const auto&, auto values) {
+  detail::for_each_module_at(ShelfFormat{"save"}, model, ranks, [&](const auto& place, const auto&, auto values) {
     values.alpha = values.factors.scale * static_cast<double>(values.factors.A.rows());
     shelf.adapters.emplace(place.in_file, std::move(values));
   });
   return shelf;
 }
 
-Shelf save(const Model& model, Index rank) { return save(model, detail::same_rank(rank, ShelfFormat{"save"}, model)); }
+Shelf save(const Model& model, Index rank) { return save(model, detail::same_rank(ShelfFormat{"save"}, model, rank)); }
 
 LoadReport load(Shelf shelf, Model& model, bool strict = true) {
   return detail::load_adapters(ShelfFormat{"load"}, shelf, model, strict,
@@ -121,7 +121,7 @@ TEST_CASE("Each module is saved at its own rank, at rank 0 without a component")
 TEST_CASE("One rank for all is for an adapter of fewer components as many as it has") {
   Model model = attention(options, 1);
   truncate_each(model, {4, 2, 0, 3});
-  CHECK(detail::same_rank(3, ShelfFormat{"save"}, model) == std::vector<Index>{3, 2, 0, 3});
+  CHECK(detail::same_rank(ShelfFormat{"save"}, model, 3) == std::vector<Index>{3, 2, 0, 3});
   for (const Index rank : {0, 5})
     CHECK_THROWS_SAYING(std::invalid_argument, save(model, rank), "save: rank: expected a value in [1, 4], got " + std::to_string(rank));
 }

@@ -44,6 +44,9 @@ struct FileAdapter {
 
 namespace detail {
 
+/// The key in a file's metadata under which it names the modules that have no component and thus no tensors: they are not missing.
+inline constexpr const char* rank_0_key = "dylora.rank_0";
+
 /// Values for the parts of a model, which take them when all are known to fit, and not before.
 class Assignments {
  public:
@@ -101,7 +104,7 @@ class AdapterModule {
 
   /// Makes the values ready and changes nothing yet. Returns the scale of the adapter that will have them. Throws std::invalid_argument if
   /// there can be no such adapter.
-  double assign(FileAdapter<Scalar> values, Assignments& assignments) const {
+  double prepare(FileAdapter<Scalar> values, Assignments& assignments) const {
     return add_adapter(assignments, adapter_, with_factors(adapter_, std::move(values.factors)));
   }
 
@@ -143,7 +146,7 @@ LoadReport load_adapters(const Format& format, const File& file, T& model, bool 
     if (!found) return;
     AdapterScale& adapter = report.adapters.emplace_back(AdapterScale{place.in_file, found->factors.A.rows(), found->alpha});
     const std::string subject = std::string(format.caller) + ": " + place.subject();
-    adapter.scale = naming(subject, [&] { return module.assign(std::move(*found), assignments); });
+    adapter.scale = naming(subject, [&] { return module.prepare(std::move(*found), assignments); });
   });
   report.unmatched_tensors = file.unmatched();
   report.notes = file.notes();
@@ -158,7 +161,7 @@ LoadReport load_adapters(const Format& format, const File& file, T& model, bool 
 /// Throws std::invalid_argument unless there is a rank in [0, its components] for each, for trained parameters outside of the adapters, for
 /// a scale of 0, and if no module has a component; NonFiniteError for a scale that is not finite.
 template <class Format, class T, class Collect>
-void for_each_module_at(const std::vector<Index>& ranks, const Format& format, const T& model, Collect&& collect) {
+void for_each_module_at(const Format& format, const T& model, const std::vector<Index>& ranks, Collect&& collect) {
   const std::string caller(format.caller);
   require_only_adapters(model, caller);
   std::size_t count = 0;
@@ -184,7 +187,7 @@ void for_each_module_at(const std::vector<Index>& ranks, const Format& format, c
 /// The same rank for each module of the model; for those that have fewer components, as many as they have. Throws std::invalid_argument for
 /// a rank outside [1, the largest max_rank].
 template <class Format, class T>
-std::vector<Index> same_rank(Index rank, const Format& format, const T& model) {
+std::vector<Index> same_rank(const Format& format, const T& model, Index rank) {
   Index largest = 1;
   std::vector<Index> ranks;
   format.for_each_module(model, [&](const auto&, const auto& module) {

@@ -42,7 +42,7 @@ inline std::vector<AdapterScale> write_gguf_adapter(const std::filesystem::path&
   contents.metadata = {
       {"general.architecture", options.architecture}, {"general.type", std::string("adapter")}, {"adapter.type", std::string("lora")}};
   if (alpha > 0) contents.metadata.push_back({"adapter.lora.alpha", alpha});
-  if (!cut.empty()) contents.metadata.push_back({"dylora.rank_0", GgufArray(cut)});
+  if (!cut.empty()) contents.metadata.push_back({rank_0_key, GgufArray(cut)});
   std::vector<RowMatrix<float>> values;
   values.reserve(modules.size());
   for (const GgufFactors& module : modules) {
@@ -79,7 +79,7 @@ std::vector<AdapterScale> save_gguf(const std::filesystem::path& path, const T& 
   std::vector<detail::GgufFactors> modules;
   std::vector<std::string> cut;
   const detail::GgufFormat format{"save_gguf", options};
-  detail::for_each_module_at(ranks, format, model, [&](const detail::GgufPlace& place, const auto&, const auto& values) {
+  detail::for_each_module_at(format, model, ranks, [&](const detail::GgufPlace& place, const auto&, const auto& values) {
     if (values.factors.A.rows() == 0) return cut.push_back(place.in_file);
     modules.push_back(detail::gguf_factors(place, values.factors));
   });
@@ -89,7 +89,7 @@ std::vector<AdapterScale> save_gguf(const std::filesystem::path& path, const T& 
 /// Writes every adapter at one rank; those that have fewer components, with all they have.
 template <class T>
 std::vector<AdapterScale> save_gguf(const std::filesystem::path& path, const T& model, Index rank, const GgufOptions& options) {
-  return save_gguf(path, model, detail::same_rank(rank, detail::GgufFormat{"save_gguf", options}, model), options);
+  return save_gguf(path, model, detail::same_rank(detail::GgufFormat{"save_gguf", options}, model, rank), options);
 }
 
 /// Every adapter takes the rank that the file has for it as its max_rank, and the scale α / r by its alpha. Its scale rule stays, and says

@@ -15,6 +15,7 @@
 #include "dylora/adapters/factors.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/io/adapter_file.hpp"
 #include "dylora/io/bytes/tensor.hpp"
 #include "dylora/io/gguf/contents.hpp"
 #include "dylora/io/gguf/modules.hpp"
@@ -53,10 +54,10 @@ class GgufAdapter {
     }
     if (alpha_ == 0) notes_.push_back("there is no adapter.lora.alpha, or it is 0: the scale is 1");
     if (alpha_ < 0) notes_.push_back("adapter.lora.alpha is negative: its sign is now in B");
-    if (contents.find("dylora.rank_0") != nullptr) {
-      const auto* array = contents.find_as<GgufArray>("dylora.rank_0");
+    if (contents.find(detail::rank_0_key) != nullptr) {
+      const auto* array = contents.find_as<GgufArray>(detail::rank_0_key);
       const auto* tensors = array == nullptr ? nullptr : std::get_if<std::vector<std::string>>(array);
-      if (tensors == nullptr) fail("dylora.rank_0: expected an array of strings, got another value");
+      if (tensors == nullptr) fail(std::string(detail::rank_0_key) + ": expected an array of strings, got another value");
       cut_.insert(tensors->begin(), tensors->end());
     }
     for (const GgufTensor& tensor : contents.tensors) {
@@ -86,7 +87,7 @@ class GgufAdapter {
   std::optional<LowRankFactors<S>> take(const std::string& base, Index in_features, Index out_features, Index heads = 0) {
     const auto pair = pairs_.extract(base);
     if (cut_.erase(base) > 0) {
-      if (!pair.empty()) fail("tensor " + in_quotes(base) + ": expected either factors or a place in dylora.rank_0, got both");
+      if (!pair.empty()) fail("tensor " + in_quotes(base) + ": expected either factors or a place in " + detail::rank_0_key + ", got both");
       return LowRankFactors<S>{RowMatrix<S>(0, in_features), Matrix<S>(out_features, 0), 1};
     }
     if (pair.empty()) return std::nullopt;
@@ -114,7 +115,7 @@ class GgufAdapter {
         if (tensor != nullptr) names.push_back(tensor->name);
       }
     }
-    for (const std::string& tensor : cut_) names.push_back("dylora.rank_0: " + tensor);
+    for (const std::string& tensor : cut_) names.push_back(std::string(detail::rank_0_key) + ": " + tensor);
     return names;
   }
 

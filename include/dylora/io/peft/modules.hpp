@@ -52,7 +52,7 @@ class PeftLayer : public AdapterModule<std::remove_reference_t<decltype((std::de
     return result;
   }
 
-  double assign(PeftAdapter<S> values, Assignments& assignments) const {
+  double prepare(PeftAdapter<S> values, Assignments& assignments) const {
     auto adapter = with_factors(layer_.adapter, std::move(values.factors));
     if constexpr (MagnitudeLayer<L>) {
       auto magnitude = layer_.magnitude;
@@ -116,7 +116,7 @@ class PeftConvolution {
     return {{std::move(whole)}};
   }
 
-  double assign(PeftAdapter<S> values, Assignments& assignments) const {
+  double prepare(PeftAdapter<S> values, Assignments& assignments) const {
     require_no_dilation();
     const LowRankFactors<S>& whole = values.factors;
     const Index b = whole.A.rows() / groups(), in = whole.A.cols() / groups(), out = whole.B.rows() / groups();

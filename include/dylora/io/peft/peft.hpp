@@ -73,7 +73,7 @@ std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T
   std::vector<detail::PeftModule> modules;
   std::set<std::string> paths;
   const detail::PeftFormat format{"save_peft", options.prefix, options.name};
-  detail::for_each_module_at(ranks, format, model, [&](const detail::AdapterPlace& place, const auto& module, auto values) {
+  detail::for_each_module_at(format, model, ranks, [&](const detail::AdapterPlace& place, const auto& module, auto values) {
     if (!paths.insert(place.in_file).second)
       throw std::invalid_argument("save_peft: " + place.subject() + ": expected a name of its own, got that of another");
     detail::PeftModule saved = detail::peft_module(place.in_file, module.shape(), std::move(values), options.baked);
@@ -92,7 +92,7 @@ std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T
 template <class T>
 std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T& model, Index rank, const SavePeftOptions& options = {}) {
   const detail::PeftFormat format{"save_peft", options.prefix, options.name};
-  return save_peft(folder, model, detail::same_rank(rank, format, model), options);
+  return save_peft(folder, model, detail::same_rank(format, model, rank), options);
 }
 
 /// Sets the adapters of the model to those of a folder that PEFT or save_peft has written. Each takes the rank of the file as its max_rank,

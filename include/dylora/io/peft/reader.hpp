@@ -19,6 +19,7 @@
 #include "dylora/adapters/factors.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/io/adapter_file.hpp"
 #include "dylora/io/bytes/checksum.hpp"
 #include "dylora/io/bytes/json.hpp"
 #include "dylora/io/bytes/mapped_file.hpp"
@@ -141,7 +142,7 @@ class PeftFolder {
         if (tensor != nullptr) names.push_back(tensor->name);
     }
     for (const std::string& module : rank_0_)
-      if (!taken_.contains(module)) names.push_back("dylora.rank_0: " + module);
+      if (!taken_.contains(module)) names.push_back(std::string(detail::rank_0_key) + ": " + module);
     std::sort(names.begin(), names.end());
     return names;
   }
@@ -190,9 +191,9 @@ class PeftFolder {
   }
 
   void read_rank_0() {
-    const auto found = weights_.metadata().find("dylora.rank_0");
+    const auto found = weights_.metadata().find(detail::rank_0_key);
     if (found == weights_.metadata().end()) return;
-    const std::string what = name() + ": __metadata__: dylora.rank_0";
+    const std::string what = name() + ": __metadata__: " + detail::rank_0_key;
     const nlohmann::json modules = parse_json(found->second, what, largest_json_config);
     const bool list = modules.is_array() && std::all_of(modules.begin(), modules.end(), [](const auto& m) { return m.is_string(); });
     if (!list) throw FormatError(what + ": expected a list of strings, got something else");

@@ -18,6 +18,7 @@
 
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/io/adapter_file.hpp"
 #include "dylora/io/bytes/atomic_file.hpp"
 #include "dylora/io/bytes/checksum.hpp"
 #include "dylora/io/bytes/json.hpp"
@@ -122,7 +123,7 @@ inline void write_peft(const std::filesystem::path& folder, const PeftConfig& co
   std::map<std::string, std::string> metadata;
   metadata["dylora.config"] = hexadecimal(peft_config_checksum(config));
   const std::string without_text = without.dump();
-  if (!without.empty()) metadata["dylora.rank_0"] = without_text;
+  if (!without.empty()) metadata[rank_0_key] = without_text;
   if (const std::size_t size = std::max(config_text.size(), without_text.size()); size > largest_json_config)
     throw std::invalid_argument("save_peft: expected modules whose names and patterns take at most " + std::to_string(largest_json_config) +
                                 " bytes, got " + std::to_string(size));
