@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cassert>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -225,6 +226,7 @@ RowMatrix<S> matrix_of(const TensorView& tensor, std::string_view file) {
 /// `file` and naming the tensor, for an element that is not finite, or not as an S.
 template <std::floating_point S>
 RowMatrix<S> finite_matrix_of(const TensorView& tensor, std::string_view file) {
+  assert(!tensor.shape.empty());
   const auto wrong = [&](const char* problem) {
     throw FormatError(std::string(file) + ": tensor " + in_quotes(tensor.name) + ": expected " + problem);
   };
