@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <filesystem>
-#include <functional>
 #include <limits>
 #include <map>
 #include <set>
@@ -19,6 +18,7 @@
 #include "dylora/core/members.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/io/adapter_file.hpp"
 #include "dylora/io/bytes/mapped_file.hpp"
 #include "dylora/io/bytes/tensor.hpp"
 #include "dylora/io/checkpoint/values.hpp"
@@ -102,24 +102,22 @@ class ParametersFile {
       fail("tensor " + in_quotes(name) + ": expected " + expected + ", got " + got);
     };
     if (tensor == nullptr || tensor->dtype != own.dtype || tensor->shape.size() != own.shape.size())
-      wrong(described(&own), described(tensor));
+      wrong(describe_tensor(&own), describe_tensor(tensor));
     taken_.insert(name);
     for (std::size_t i = 0; i < own.shape.size(); ++i) {
       const bool components = axis != RankAxis::none && i == (axis == RankAxis::cols && !M::IsVectorAtCompileTime ? 1 : 0);
       if (tensor->shape[i] == own.shape[i] || (components && tensor->shape[i] < own.shape[i])) continue;
-      wrong(described(&own) + (axis == RankAxis::none ? "" : " or fewer components"), described(tensor));
+      wrong(describe_tensor(&own) + (axis == RankAxis::none ? "" : " or fewer components"), describe_tensor(tensor));
     }
-    if (!all_finite(*tensor)) wrong("finite values", "a NaN or an infinity");
-    RowMatrix<S> values(tensor->shape.front(), tensor->shape.size() > 1 ? tensor->shape.back() : 1);
-    copy_elements(*tensor, values.data(), name_);
-    return M(values);
+    return M(finite_matrix_of<S>(*tensor, name_));
   }
 
   /// Throws FormatError if there is a tensor that nobody has taken.
   void require_all_taken() const {
     for (const TensorView& tensor : contents_.tensors)
       if (!taken_.contains(tensor.name))
-        fail("tensor " + in_quotes(tensor.name) + ": expected the parameters and constants of the model alone, got " + described(&tensor));
+        fail("tensor " + in_quotes(tensor.name) + ": expected the parameters and constants of the model alone, got " +
+             describe_tensor(&tensor));
   }
 
   [[noreturn]] void fail(const std::string& what) const { throw FormatError(name_ + ": " + what); }
@@ -140,14 +138,9 @@ void save_parameters(const std::filesystem::path& path, const T& model, Index ra
   require_in_range(rank, 0, std::numeric_limits<Index>::max(), "save_parameters: rank");
   std::map<std::string, std::string> metadata = detail::settings_of(model);
   metadata["dylora"] = detail::parameters_format;
-  std::vector<std::function<TensorView()>> owned;  // with the values that they are views of
+  std::vector<OwnedTensor> owned;
   const auto add = [&]<class M>(const std::string& name, const M& matrix, Index rows, Index cols) {
-    using S = typename M::Scalar;
-    owned.push_back([name, values = RowMatrix<S>(matrix.topLeftCorner(rows, cols))] {
-      TensorView view = tensor_view(name, values);
-      view.shape = detail::parameter_shape<M>(values.rows(), values.cols());
-      return view;
-    });
+    owned.push_back({name, detail::parameter_shape<M>(rows, cols), RowMatrix<typename M::Scalar>(matrix.topLeftCorner(rows, cols))});
   };
   for_each_parameter(
       [&]<class M>(Parameter parameter, const M& matrix) {
@@ -158,7 +151,7 @@ void save_parameters(const std::filesystem::path& path, const T& model, Index ra
   for_each_constant([&](Constant constant, const auto& matrix) { add(std::string(constant.name), matrix, matrix.rows(), matrix.cols()); },
                     model);
   std::vector<TensorView> tensors;
-  for (const auto& tensor : owned) tensors.push_back(tensor());
+  for (const OwnedTensor& tensor : owned) tensors.push_back(tensor.view());
   save_safetensors(path, std::move(tensors), std::move(metadata));
 }
 
@@ -172,7 +165,7 @@ template <Trainable T>
 void load_parameters(const SafetensorsContents& contents, const std::string& name, T& model) {
   detail::ParametersFile file(contents, name);
   file.require_settings(detail::settings_of(std::as_const(model)));
-  std::vector<std::function<void()>> assignments;
+  detail::Assignments assignments;
   std::map<std::string, Index> components;  // of the adapters, by name
   const auto take = [&]<class M>(const std::string& of, M& matrix, RankAxis axis) {
     M values = file.take(of, std::as_const(matrix), axis);
@@ -184,12 +177,12 @@ void load_parameters(const SafetensorsContents& contents, const std::string& nam
         file.fail("tensor " + in_quotes(of) + ": expected " + std::to_string(expected) + " components, as the rest of its adapter, got " +
                   std::to_string(got));
     }
-    assignments.push_back([&matrix, values = std::move(values)]() mutable { matrix = std::move(values); });
+    assignments.add(matrix, std::move(values));
   };
   for_each_parameter([&](Parameter parameter, auto& matrix) { take(std::string(parameter.name), matrix, parameter.rank_axis); }, model);
   for_each_constant([&](Constant constant, auto& matrix) { take(std::string(constant.name), matrix, RankAxis::none); }, model);
   file.require_all_taken();
-  for (const auto& assign : assignments) assign();
+  assignments.assign();
 }
 
 template <Trainable T>

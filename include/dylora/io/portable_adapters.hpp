@@ -2,7 +2,6 @@
 #define DYLORA_IO_PORTABLE_ADAPTERS_HPP
 
 #include <algorithm>
-#include <cmath>
 #include <concepts>
 #include <stdexcept>
 #include <string>
@@ -97,29 +96,6 @@ void for_each_portable_adapter(T& model, std::string_view what, NameOf&& name_of
       detail::require_nothing_trained(module.adapter, what, name_of, name);
     }
   });
-}
-
-/// One rank for all the adapters with which for_each(f) calls f(adapter): this one, or for those that have fewer components, as many as they
-/// have. Throws std::invalid_argument, beginning with `what`, for a rank outside [1, the largest max_rank].
-template <class ForEach>
-std::vector<Index> portable_ranks(Index rank, std::string_view what, ForEach&& for_each) {
-  Index largest = 1;
-  std::vector<Index> ranks;
-  for_each([&](const auto& adapter) {
-    largest = std::max(largest, adapter.max_rank());
-    ranks.push_back(std::min(rank, adapter.components()));
-  });
-  require_in_range(rank, 1, largest, std::string(what) + ": rank");
-  return ranks;
-}
-
-/// Throws, beginning with `what`, for a scale at which an adapter of S does nothing or no good: std::invalid_argument if it is 0 as an S,
-/// NonFiniteError if it is not finite as one.
-template <std::floating_point S>
-void require_scale(double scale, const std::string& what) {
-  const S held = static_cast<S>(scale);
-  if (!std::isfinite(held)) throw NonFiniteError(what + ": expected a finite scale, got one that is not, in its type of numbers");
-  if (held == 0) throw std::invalid_argument(what + ": expected a scale other than 0, got one that is 0 in its type of numbers");
 }
 
 /// Throws std::invalid_argument, beginning with `what`, for a trained parameter that is outside of every layer, or in one besides its

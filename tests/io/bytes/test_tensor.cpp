@@ -7,6 +7,7 @@
 #include <limits>
 #include <span>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "dylora/core/random.hpp"
@@ -150,6 +151,25 @@ TEST_CASE("a matrix is read row by row, and nothing else is a matrix") {
   CHECK(matrix_of<float>(tensor, "f").rows() == 0);
 }
 
+TEST_CASE("a matrix of finite numbers has its rows along the first dimension, and is refused if one is not finite where it is read to") {
+  std::vector<double> values{1, 2, 3, 4, 5, 6};
+  TensorView tensor = tensor_view("w", values);
+  CHECK(finite_matrix_of<float>(tensor, "f") == (RowMatrix<float>(6, 1) << 1, 2, 3, 4, 5, 6).finished());
+  tensor.shape = {2, 1, 3, 1};
+  CHECK(finite_matrix_of<float>(tensor, "f") == (RowMatrix<float>(2, 3) << 1, 2, 3, 4, 5, 6).finished());
+  values[4] = 1e39;
+  CHECK(finite_matrix_of<double>(tensor, "f")(1, 1) == 1e39);
+  CHECK_THROWS_SAYING(FormatError, finite_matrix_of<float>(tensor, "f"), "f: tensor \"w\": expected values that its type of numbers holds");
+  for (const double bad : {nan<double>, HUGE_VAL, -HUGE_VAL}) {
+    values[4] = bad;
+    CHECK_THROWS_SAYING(FormatError, finite_matrix_of<float>(tensor, "f"),
+                        "f: tensor \"w\": expected finite values, got a NaN or an infinity");
+  }
+  tensor.shape = {0, 3};
+  tensor.bytes = {};
+  CHECK(finite_matrix_of<float>(tensor, "f").cols() == 3);
+}
+
 TEST_CASE("elements are used in place only where their type and address allow it") {
   const std::vector<float> values{1, 2, 3};
   TensorView tensor = tensor_view("w", values);
@@ -177,6 +197,14 @@ TEST_CASE("a view of a matrix or a vector says its type, shape and bytes") {
   CHECK(tensor_view("v", std::vector<std::uint8_t>{}).dtype == DType::U8);
 }
 
+TEST_CASE("a tensor that owns its values is viewed in the shape that it says") {
+  const OwnedTensor tensor{"w", {3, 2, 1}, RowMatrix<double>(RowMatrix<double>::Random(3, 2))};
+  const TensorView view = tensor.view();
+  CHECK((view.name == "w" && view.dtype == DType::F64 && view.shape == std::vector<Index>{3, 2, 1} && view.bytes.size() == 48));
+  CHECK(finite_matrix_of<double>(view, "f") == std::get<RowMatrix<double>>(tensor.values));
+  CHECK(OwnedTensor{"w", {1}, RowMatrix<float>(RowMatrix<float>::Zero(1, 1))}.view().dtype == DType::F32);
+}
+
 TEST_CASE("a scalar has one element, and a shape with a 0 none, whatever else is in it") {
   constexpr Index large = Index{1} << 48;
   CHECK(element_count(std::vector<Index>{}) == 1);
@@ -196,6 +224,9 @@ TEST_CASE("a shape reads as its extents") {
   CHECK(describe_shape(std::vector<Index>{}) == "a scalar");
   CHECK(describe_shape(std::vector<Index>{5}) == "5");
   CHECK(describe_shape(std::vector<Index>{2, 0, 3}) == "2 × 0 × 3");
+  const TensorView tensor{"t", DType::BF16, {2, 3}, {}};
+  CHECK(describe_tensor(&tensor) == "BF16 2 × 3");
+  CHECK(describe_tensor(nullptr) == "none");
 }
 
 }  // namespace dylora::test

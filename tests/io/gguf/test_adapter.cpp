@@ -603,10 +603,10 @@ TEST_CASE("What llama.cpp would not load is not saved, and the file that was the
   }
   refuses(one("w"), {3}, plain, "module \"w\": rank: expected a value in [0, 2], got 3");
   refuses(one("w"), {-1}, plain, "module \"w\": rank: expected a value in [0, 2], got -1");
-  refuses(one("w"), {0}, plain, "expected an adapter with components, got none");
+  refuses(one("w"), {0}, plain, "save_gguf: expected a model with an adapter that has a component, got none");
   refuses(one("w"), {}, plain, "expected a rank for each of 1 adapters, got 0");
   refuses(one("w"), {1, 1}, plain, "expected a rank for each of 1 adapters, got 2");
-  refuses({}, {}, plain, "expected an adapter with components, got none");
+  refuses({}, {}, plain, "save_gguf: expected a model with an adapter that has a component, got none");
   CHECK_THROWS_SAYING(std::invalid_argument, save_gguf(path, layer, 0, plain), "save_gguf: rank: expected a value in [1, 2], got 0");
   CHECK_THROWS_SAYING(std::invalid_argument, save_gguf(path, layer, 3, plain), "save_gguf: rank: expected a value in [1, 2], got 3");
 
@@ -699,8 +699,9 @@ TEST_CASE("What is no adapter for the model is refused, and nothing of it loaded
       {"integers", [&](AdapterFile& f) { f.lora_a().type = ggml_type(DType::I32); },
        "tensor \"w.weight.lora_a\": expected F32, F16, BF16 or F64, got I32"},
       {"A with a NaN", [&](AdapterFile& f) { f.a[1] = dylora::test::nan<float>; },
-       "tensor \"w.weight.lora_a\": expected numbers that are finite"},
-      {"B infinite", [&](AdapterFile& f) { f.b[1] = -HUGE_VALF; }, "tensor \"w.weight.lora_b\": expected numbers that are finite"},
+       "tensor \"w.weight.lora_a\": expected finite values, got a NaN or an infinity"},
+      {"B infinite", [&](AdapterFile& f) { f.b[1] = -HUGE_VALF; },
+       "tensor \"w.weight.lora_b\": expected finite values, got a NaN or an infinity"},
       {"a tensor for another module",
        [&](AdapterFile& f) {
          f.contents.tensors.push_back({"v.weight.lora_a", ggml_type(DType::F32), {0}, {}});
@@ -749,7 +750,7 @@ TEST_CASE("If one module does not fit, none is changed") {
 
   const ScaleRule constant = [](double, Index, Index) { return 2.0; };  // takes no scale from a file
   other.layers[1] = linear(6, 7, {.max_rank = 2, .scale = constant}, 60);
-  CHECK_THROWS_SAYING(std::invalid_argument, load_gguf(path, other, plain), path.string(), "module \"w1\"", "scale rule");
+  CHECK_THROWS_SAYING(std::invalid_argument, load_gguf(path, other, plain), "load_gguf: module \"w1\"", "scale rule");
   CHECK(same_bits(other.layers[0].adapter.delta(2), before.layers[0].adapter.delta(2)));
 }
 

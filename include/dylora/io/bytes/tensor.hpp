@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cassert>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -15,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "dylora/core/error.hpp"
@@ -116,6 +118,11 @@ inline std::string describe_shape(std::span<const Index> shape) {
   return text;
 }
 
+/// "F32 2 × 3", as messages show it; "none" for null.
+inline std::string describe_tensor(const TensorView* tensor) {
+  return tensor == nullptr ? "none" : std::string(info(tensor->dtype).name) + ' ' + describe_shape(tensor->shape);
+}
+
 /// Of a row-major matrix, which must outlive the view.
 template <class S>
 TensorView tensor_view(std::string name, const RowMatrix<S>& matrix) {
@@ -130,6 +137,20 @@ template <class S>
 TensorView tensor_view(std::string name, const std::vector<S>& values) {
   return {std::move(name), dtype_v<S>, {static_cast<Index>(values.size())}, std::as_bytes(std::span(values))};
 }
+
+/// A tensor with its values.
+struct OwnedTensor {
+  std::string name;
+  std::vector<Index> shape;
+  std::variant<RowMatrix<float>, RowMatrix<double>> values;  ///< as many as the shape says
+
+  /// Must not outlive this.
+  TensorView view() const {
+    TensorView result = std::visit([&](const auto& matrix) { return tensor_view(name, matrix); }, values);
+    result.shape = shape;
+    return result;
+  }
+};
 
 /// The elements where they are, if they are of type S and lie at an address that S may have; else null. Nothing is copied.
 template <class S>
@@ -198,6 +219,21 @@ RowMatrix<S> matrix_of(const TensorView& tensor, std::string_view file) {
   }
   RowMatrix<S> matrix(tensor.shape[0], tensor.shape[1]);
   copy_elements(tensor, matrix.data(), file);
+  return matrix;
+}
+
+/// The same of one or more dimensions, whose rows are along the first one: a copy of finite numbers. Throws FormatError, beginning with
+/// `file` and naming the tensor, for an element that is not finite, or not as an S.
+template <std::floating_point S>
+RowMatrix<S> finite_matrix_of(const TensorView& tensor, std::string_view file) {
+  assert(!tensor.shape.empty());
+  const auto wrong = [&](const char* problem) {
+    throw FormatError(std::string(file) + ": tensor " + in_quotes(tensor.name) + ": expected " + problem);
+  };
+  if (!all_finite(tensor)) wrong("finite values, got a NaN or an infinity");
+  RowMatrix<S> matrix(tensor.shape.front(), element_count(std::span(tensor.shape).subspan(1)));
+  copy_elements(tensor, matrix.data(), file);
+  if (!matrix.allFinite()) wrong("values that its type of numbers holds, got larger ones");
   return matrix;
 }
 

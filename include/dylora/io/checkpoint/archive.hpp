@@ -144,7 +144,7 @@ class CheckpointArchive {
     if (++differences_ > most_named) return;
     const std::string* text = find_value("state." + path);
     if (text == nullptr) text = find_value("same." + path);
-    const std::string theirs = text != nullptr ? detail::printable(*text) : detail::described(file_->find(path));
+    const std::string theirs = text != nullptr ? detail::printable(*text) : describe_tensor(file_->find(path));
     named_ += "\n  " + detail::printable(path) + ": the checkpoint has " + theirs + ", this run " + ours;
   }
 
@@ -204,7 +204,7 @@ class CheckpointArchive {
     }
     const TensorView* found = file_->find(path);
     if (found == nullptr || found->dtype != own.dtype || found->shape != own.shape) {
-      return differs(path, detail::described(&own));
+      return differs(path, describe_tensor(&own));
     }
     if (!all_finite(*found)) return differs(path, "refuses it: it has a NaN or an infinity");
     if (pass_ != Pass::assign) return;

@@ -46,10 +46,6 @@ inline std::string printable(std::string_view text) {
   return quoted.substr(1, quoted.size() - (cut ? 5 : 2)) + (cut ? "..." : "");
 }
 
-inline std::string described(const TensorView* tensor) {
-  return tensor == nullptr ? "none" : std::string(info(tensor->dtype).name) + ' ' + describe_shape(tensor->shape);
-}
-
 template <class T>
 std::string kind_of() {
   if constexpr (std::same_as<T, bool>) return "a boolean";

@@ -1,20 +1,15 @@
 #ifndef DYLORA_IO_GGUF_ADAPTER_HPP
 #define DYLORA_IO_GGUF_ADAPTER_HPP
 
-#include <algorithm>
-#include <cstddef>
 #include <filesystem>
-#include <functional>
-#include <stdexcept>
+#include <optional>
 #include <string>
-#include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "dylora/adapters/factors.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/io/adapter_file.hpp"
 #include "dylora/io/bytes/atomic_file.hpp"
 #include "dylora/io/bytes/tensor.hpp"
 #include "dylora/io/gguf/adapter_reader.hpp"
@@ -25,7 +20,6 @@
 #include "dylora/io/gguf/scale.hpp"
 #include "dylora/io/gguf/writer.hpp"
 #include "dylora/io/load_report.hpp"
-#include "dylora/io/portable_adapters.hpp"
 
 /// LoRA adapters as llama.cpp loads them (its src/llama-adapter.cpp): two tensors for each module, A (r × in) and B (out × r), and one α
 /// for all, so that the scale of a module is α / r. Without an α, or with α = 0, it is 1.
@@ -39,22 +33,16 @@ namespace dylora {
 
 namespace detail {
 
-inline std::vector<AdapterScale> save_gguf_factors(const std::filesystem::path& path, std::vector<GgufFactors> modules,
-                                                   const GgufOptions& options) {
+/// `cut` are the tensors of the modules without a component.
+inline std::vector<AdapterScale> write_gguf_adapter(const std::filesystem::path& path, const std::vector<GgufFactors>& modules,
+                                                    const std::vector<std::string>& cut, const GgufOptions& options) {
   std::vector<AdapterScale> report;
-  std::vector<std::string> cut;
-  for (const GgufFactors& module : modules) {
-    if (module.rank() == 0) cut.push_back(module.place.tensor);
-  }
-  std::erase_if(modules, [](const GgufFactors& module) { return module.rank() == 0; });
-  if (modules.empty()) throw std::invalid_argument("save_gguf: expected an adapter with components, got none");
-
   const float alpha = gguf_alpha(modules, options.baked);
   GgufContents contents;
   contents.metadata = {
       {"general.architecture", options.architecture}, {"general.type", std::string("adapter")}, {"adapter.type", std::string("lora")}};
   if (alpha > 0) contents.metadata.push_back({"adapter.lora.alpha", alpha});
-  if (!cut.empty()) contents.metadata.push_back({"dylora.rank_0", GgufArray(cut)});
+  if (!cut.empty()) contents.metadata.push_back({rank_0_key, GgufArray(cut)});
   std::vector<RowMatrix<float>> values;
   values.reserve(modules.size());
   for (const GgufFactors& module : modules) {
@@ -62,11 +50,11 @@ inline std::vector<AdapterScale> save_gguf_factors(const std::filesystem::path& 
     const double missing = scale == static_cast<float>(module.scale) ? 1 : module.scale / static_cast<double>(scale);
     values.emplace_back((missing * module.B).cast<float>());
     if (!module.A.allFinite() || !values.back().allFinite()) {
-      throw NonFiniteError("save_gguf: " + module.place.described() + ": expected values that are finite as F32, got others");
+      throw NonFiniteError("save_gguf: " + module.place.subject() + ": expected values that are finite as F32, got others");
     }
-    contents.tensors.push_back(gguf_tensor(tensor_view(module.place.tensor + ".weight.lora_a", module.A)));
-    contents.tensors.push_back(gguf_tensor(tensor_view(module.place.tensor + ".weight.lora_b", values.back())));
-    report.push_back({module.place.tensor, module.rank(), alpha, scale});
+    contents.tensors.push_back(gguf_tensor(tensor_view(module.place.in_file + ".weight.lora_a", module.A)));
+    contents.tensors.push_back(gguf_tensor(tensor_view(module.place.in_file + ".weight.lora_b", values.back())));
+    report.push_back({module.place.in_file, module.rank(), alpha, scale});
   }
   for (const std::string& tensor : cut) report.push_back({tensor});
   require_writable(contents);
@@ -88,31 +76,20 @@ inline std::vector<AdapterScale> save_gguf_factors(const std::filesystem::path& 
 template <class T>
 std::vector<AdapterScale> save_gguf(const std::filesystem::path& path, const T& model, const std::vector<Index>& ranks,
                                     const GgufOptions& options) {
-  require_only_adapters(model, "save_gguf");
   std::vector<detail::GgufFactors> modules;
-  std::size_t count = 0;
-  detail::for_each_gguf_module(model, options, "save_gguf", [&]<class A>(detail::GgufModule place, const A& adapter) {
-    if (count++ >= ranks.size()) return;
-    const Index rank = ranks[count - 1];
-    require_in_range(rank, 0, adapter.components(), "save_gguf: " + place.described() + ": rank");
-    LowRankFactors<typename A::Scalar> factors = adapter.factors(rank);
-    if (factors.A.rows() > 0) require_scale<typename A::Scalar>(factors.scale, "save_gguf: " + place.described());
-    modules.push_back(detail::gguf_factors(std::move(place), factors));
+  std::vector<std::string> cut;
+  const detail::GgufFormat format{"save_gguf", options};
+  detail::for_each_module_at(format, model, ranks, [&](const detail::GgufPlace& place, const auto&, const auto& values) {
+    if (values.factors.A.rows() == 0) return cut.push_back(place.in_file);
+    modules.push_back(detail::gguf_factors(place, values.factors));
   });
-  if (count != ranks.size()) {
-    throw std::invalid_argument("save_gguf: expected a rank for each of " + std::to_string(count) + " adapters, got " +
-                                std::to_string(ranks.size()));
-  }
-  return detail::save_gguf_factors(path, std::move(modules), options);
+  return detail::write_gguf_adapter(path, modules, cut, options);
 }
 
 /// Writes every adapter at one rank; those that have fewer components, with all they have.
 template <class T>
 std::vector<AdapterScale> save_gguf(const std::filesystem::path& path, const T& model, Index rank, const GgufOptions& options) {
-  const auto ranks = portable_ranks(rank, "save_gguf", [&](auto&& f) {
-    detail::for_each_gguf_module(model, options, "save_gguf", [&](const detail::GgufModule&, const auto& adapter) { f(adapter); });
-  });
-  return save_gguf(path, model, ranks, options);
+  return save_gguf(path, model, detail::same_rank(detail::GgufFormat{"save_gguf", options}, model, rank), options);
 }
 
 /// Every adapter takes the rank that the file has for it as its max_rank, and the scale α / r by its alpha. Its scale rule stays, and says
@@ -126,30 +103,11 @@ template <class T>
 LoadReport load_gguf(const GgufContents& contents, const std::string& file, T& model, const GgufOptions& options) {
   detail::require_gguf_options(options);
   GgufAdapter adapters(contents, file, options);
-  LoadReport report;
-  std::vector<std::function<void()>> changes;
-  detail::for_each_gguf_module(model, options, "load_gguf", [&](const detail::GgufModule& place, auto& adapter) {
-    using Adapter = std::remove_cvref_t<decltype(adapter)>;
-    auto factors = adapters.take<typename Adapter::Scalar>(place, adapter.in_features(), adapter.out_features());
-    if (!factors) {
-      if (adapter.components() > 0) report.missing_modules.push_back(place.module);
-      return;
-    }
-    const Index rank = factors->A.rows();
-    report.adapters.push_back({place.tensor, rank, adapters.alpha(), rank == 0 ? 0 : factors->scale});
-    Adapter changed = adapter;
-    try {
-      changed.set_factors(std::move(*factors));
-    } catch (const std::invalid_argument& error) {
-      throw std::invalid_argument(file + ": " + place.described() + ": " + error.what());
-    }
-    changes.push_back([&adapter, changed = std::move(changed)]() mutable { adapter = std::move(changed); });
+  const detail::GgufFormat format{"load_gguf", options};
+  return detail::load_adapters(format, adapters, model, options.strict, [&]<class A>(const auto& place, const A& module) {
+    auto factors = adapters.take<typename A::Scalar>(place.in_file, module.in_features(), module.out_features(), place.heads);
+    return factors ? std::optional(FileAdapter<typename A::Scalar>{std::move(*factors), adapters.alpha()}) : std::nullopt;
   });
-  report.unmatched_tensors = adapters.unmatched();
-  report.notes = adapters.notes();
-  if (options.strict) detail::require_complete(report, file);
-  for (const auto& change : changes) change();
-  return report;
 }
 
 /// The same from a file.

@@ -15,6 +15,7 @@
 #include "dylora/adapters/factors.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/io/adapter_file.hpp"
 #include "dylora/io/bytes/tensor.hpp"
 #include "dylora/io/gguf/contents.hpp"
 #include "dylora/io/gguf/modules.hpp"
@@ -53,10 +54,10 @@ class GgufAdapter {
     }
     if (alpha_ == 0) notes_.push_back("there is no adapter.lora.alpha, or it is 0: the scale is 1");
     if (alpha_ < 0) notes_.push_back("adapter.lora.alpha is negative: its sign is now in B");
-    if (contents.find("dylora.rank_0") != nullptr) {
-      const auto* array = contents.find_as<GgufArray>("dylora.rank_0");
+    if (contents.find(detail::rank_0_key) != nullptr) {
+      const auto* array = contents.find_as<GgufArray>(detail::rank_0_key);
       const auto* tensors = array == nullptr ? nullptr : std::get_if<std::vector<std::string>>(array);
-      if (tensors == nullptr) fail("dylora.rank_0: expected an array of strings, got another value");
+      if (tensors == nullptr) fail(std::string(detail::rank_0_key) + ": expected an array of strings, got another value");
       cut_.insert(tensors->begin(), tensors->end());
     }
     for (const GgufTensor& tensor : contents.tensors) {
@@ -79,36 +80,30 @@ class GgufAdapter {
   /// What was assumed or changed on the way.
   const std::vector<std::string>& notes() const { return notes_; }
 
-  /// The factors of a tensor, named without its ".weight.lora_a", in the file's order of rows; none if the file says nothing about it. Throws
-  /// as the other take does.
+  /// The factors of a tensor, named without its ".weight.lora_a"; none if the file says nothing about it. B is in the file's order of rows,
+  /// or if `heads` are given, for which the file has another (io/gguf/modules.hpp), in the model's. Throws FormatError, naming the tensor,
+  /// if they are not an r × in and an out × r matrix of finite numbers.
   template <class S>
-  std::optional<LowRankFactors<S>> take(const std::string& tensor, Index in_features, Index out_features) {
-    return take<S>(detail::GgufModule{.module = tensor, .tensor = tensor}, in_features, out_features);
-  }
-
-  /// The factors of a module, its B in the model's order of rows; none if the file says nothing about it. Throws FormatError, naming the
-  /// tensor, if they are not an r × in and an out × r matrix of finite numbers.
-  template <class S>
-  std::optional<LowRankFactors<S>> take(const detail::GgufModule& place, Index in_features, Index out_features) {
-    const auto pair = pairs_.extract(place.tensor);
-    if (cut_.erase(place.tensor) > 0) {
-      if (!pair.empty()) fail("tensor " + in_quotes(place.tensor) + ": expected either factors or a place in dylora.rank_0, got both");
+  std::optional<LowRankFactors<S>> take(const std::string& base, Index in_features, Index out_features, Index heads = 0) {
+    const auto pair = pairs_.extract(base);
+    if (cut_.erase(base) > 0) {
+      if (!pair.empty()) fail("tensor " + in_quotes(base) + ": expected either factors or a place in " + detail::rank_0_key + ", got both");
       return LowRankFactors<S>{RowMatrix<S>(0, in_features), Matrix<S>(out_features, 0), 1};
     }
     if (pair.empty()) return std::nullopt;
     const detail::GgufPair tensors = pair.mapped();
     for (const auto& [tensor, suffix] : {std::pair(tensors.a, ".weight.lora_a"), std::pair(tensors.b, ".weight.lora_b")}) {
-      if (tensor == nullptr) fail("tensor " + in_quotes(place.tensor + suffix) + ": expected it beside its other half, got none");
+      if (tensor == nullptr) fail("tensor " + in_quotes(base + suffix) + ": expected it beside its other half, got none");
     }
     const Index rank = std::max<Index>(matrix_view(*tensors.a).shape.front(), 1);
     const TensorView a = matrix_view(*tensors.a, rank, in_features), b = matrix_view(*tensors.b, out_features, rank);
-    LowRankFactors<S> factors{matrix<S>(a), matrix<S>(b)};
+    LowRankFactors<S> factors{finite_matrix_of<S>(a, file_), finite_matrix_of<S>(b, file_)};
     if (detail::gguf_scale(alpha_, rank) == 0)
       fail("adapter.lora.alpha: expected one that is not 0 when divided by a rank of " + std::to_string(rank) + ", got less");
     // Not rounded to float: the adapter does that where it is one of floats, and its alpha is then this one.
     factors.scale = alpha_ == 0 ? 1 : std::abs(static_cast<double>(alpha_)) / static_cast<double>(rank);
     if (alpha_ < 0) factors.B = -factors.B;
-    if (place.heads > 0) factors.B = detail::gguf_row_order(out_features, place.heads).inverse() * factors.B;
+    if (heads > 0) factors.B = detail::gguf_row_order(out_features, heads).inverse() * factors.B;
     return factors;
   }
 
@@ -120,7 +115,7 @@ class GgufAdapter {
         if (tensor != nullptr) names.push_back(tensor->name);
       }
     }
-    for (const std::string& tensor : cut_) names.push_back("dylora.rank_0: " + tensor);
+    for (const std::string& tensor : cut_) names.push_back(std::string(detail::rank_0_key) + ": " + tensor);
     return names;
   }
 
@@ -154,13 +149,6 @@ class GgufAdapter {
            describe_shape(tensor.shape));
     }
     return view;
-  }
-
-  template <class S>
-  RowMatrix<S> matrix(const TensorView& view) const {
-    RowMatrix<S> result = matrix_of<S>(view, file_);
-    if (!result.allFinite()) fail("tensor " + in_quotes(view.name) + ": expected numbers that are finite in the model, got others");
-    return result;
   }
 
   std::string file_;

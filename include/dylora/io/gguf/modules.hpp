@@ -11,6 +11,7 @@
 
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/io/adapter_file.hpp"
 #include "dylora/io/portable_adapters.hpp"
 
 namespace dylora {
@@ -27,12 +28,9 @@ struct GgufOptions {
 
 namespace detail {
 
-/// An adapter's place in a file: its tensors are `tensor` + ".weight.lora_a" and ".weight.lora_b".
-struct GgufModule {
-  std::string module, tensor;
-  Index heads = 0;  ///< of the rows that are in another order in the file; 0 if they are not
-
-  std::string described() const { return "module " + in_quotes(module); }
+/// The tensors are "….weight.lora_a" and "….weight.lora_b", after the name in the file.
+struct GgufPlace : AdapterPlace {
+  Index heads = 0;  // of the rows that are in another order in the file; 0 if they are not
 };
 
 using GgufRowOrder = Eigen::PermutationMatrix<Eigen::Dynamic, Eigen::Dynamic, Index>;
@@ -55,12 +53,12 @@ inline void require_gguf_options(const GgufOptions& options) {
 }
 
 /// Throws std::invalid_argument where llama.cpp would refuse the tensor, skip it or take it for something else.
-inline GgufModule gguf_module(std::string_view module, std::string tensor, Index out_features, const GgufOptions& options) {
-  GgufModule result{std::string(module), std::move(tensor)};
+inline GgufPlace gguf_place(std::string_view module, std::string tensor, Index out_features, const GgufOptions& options) {
+  GgufPlace result{{std::string(module), std::move(tensor)}};
   const auto refuse = [&](const std::string& what) {
-    throw std::invalid_argument(result.described() + ", tensor " + in_quotes(result.tensor) + ": " + what);
+    throw std::invalid_argument(result.subject() + ", tensor " + in_quotes(result.in_file) + ": " + what);
   };
-  const std::string_view name = result.tensor;
+  const std::string_view name = result.in_file;
   if (name.empty()) refuse("expected a name from GgufOptions::name, got none");
   if (name == "token_embd" || name == "position_embd") refuse("expected a linear layer, got an embedding: its adapter has another layout");
   if (name.ends_with("_norm")) refuse("expected a linear layer, got a norm: llama.cpp passes over its adapter");
@@ -76,26 +74,32 @@ inline GgufModule gguf_module(std::string_view module, std::string tensor, Index
   return result;
 }
 
-/// Calls f(place, adapter) for each adapter of the model that a file can have. Passes over those without any component that have no name,
-/// and what has nothing to train. Throws std::invalid_argument, naming the module, for an adapter that is no low-rank product (beginning with
-/// `what`) and for one that has no tensor of its own.
-template <class T, class F>
-void for_each_gguf_module(T& model, const GgufOptions& options, std::string_view what, F&& f) {
-  require_gguf_options(options);
-  std::map<std::string, std::string> modules;
-  const auto own_name = [](std::string_view module) { return std::string(module); };
-  for_each_portable_adapter(model, what, own_name, [&](const std::string& module, auto& adapter) {
-    std::string tensor = options.name(module);
-    if (tensor.empty() && adapter.components() == 0) return;
-    const GgufModule place = gguf_module(module, std::move(tensor), adapter.out_features(), options);
-    const auto [other, added] = modules.try_emplace(place.tensor, module);
-    if (!added) {
-      throw std::invalid_argument(place.described() + ": expected a tensor of its own, got " + in_quotes(place.tensor) + ", which is " +
-                                  in_quotes(other->second) + "'s");
-    }
-    f(place, adapter);
-  });
-}
+/// GGUF as io/adapter_file.hpp has formats.
+struct GgufFormat {
+  std::string_view caller;
+  const GgufOptions& options;
+
+  /// Calls f(place, module) for each adapter of the model that a file can have. Passes over those without any component that have no name,
+  /// and what has nothing to train. Throws std::invalid_argument, naming the module, for an adapter that is no low-rank product and for one
+  /// that has no tensor of its own.
+  template <class T, class F>
+  void for_each_module(T& model, F&& f) const {
+    require_gguf_options(options);
+    std::map<std::string, std::string> modules;
+    const auto own_name = [](std::string_view module) { return std::string(module); };
+    for_each_portable_adapter(model, caller, own_name, [&]<class A>(const std::string& module, A& adapter) {
+      std::string tensor = options.name(module);
+      if (tensor.empty() && adapter.components() == 0) return;
+      const GgufPlace place = gguf_place(module, std::move(tensor), adapter.out_features(), options);
+      const auto [other, added] = modules.try_emplace(place.in_file, module);
+      if (!added) {
+        throw std::invalid_argument(place.subject() + ": expected a tensor of its own, got " + in_quotes(place.in_file) + ", which is " +
+                                    in_quotes(other->second) + "'s");
+      }
+      f(place, AdapterModule<A>(adapter));
+    });
+  }
+};
 
 }  // namespace detail
 

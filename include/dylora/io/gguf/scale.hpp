@@ -16,7 +16,7 @@
 namespace dylora::detail {
 
 struct GgufFactors {
-  GgufModule place;
+  GgufPlace place;
   RowMatrix<float> A;
   Matrix<double> B;  // still without the part of the scale that α cannot say
   double scale;
@@ -25,9 +25,9 @@ struct GgufFactors {
 };
 
 template <class S>
-GgufFactors gguf_factors(GgufModule place, const LowRankFactors<S>& factors) {
-  GgufFactors result{std::move(place), factors.A.template cast<float>(), factors.B.template cast<double>(), factors.scale};
-  if (result.place.heads > 0) result.B = gguf_row_order(result.B.rows(), result.place.heads) * result.B;
+GgufFactors gguf_factors(const GgufPlace& place, const LowRankFactors<S>& factors) {
+  GgufFactors result{place, factors.A.template cast<float>(), factors.B.template cast<double>(), factors.scale};
+  if (place.heads > 0) result.B = gguf_row_order(result.B.rows(), place.heads) * result.B;
   if (result.scale < 0) {
     result.B = -result.B;
     result.scale = -result.scale;

@@ -6,8 +6,8 @@
 #include <string_view>
 #include <vector>
 
-#include "dylora/adapters/factors.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/io/adapter_file.hpp"
 
 /// What a module is to PEFT: which tensors it has, and of which shapes.
 namespace dylora {
@@ -40,9 +40,7 @@ struct PeftShape {
 
 /// What a file has for one module, its tensors as the matrices of PeftShape.
 template <std::floating_point S>
-struct PeftAdapter {
-  LowRankFactors<S> factors;
-  double alpha = 0;          ///< as the file has it; factors.scale is what follows from it
+struct PeftAdapter : FileAdapter<S> {
   Vector<S> magnitude = {};  ///< of DoRA, else empty
 };
 

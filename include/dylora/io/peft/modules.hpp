@@ -16,45 +16,33 @@
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/io/adapter_file.hpp"
 #include "dylora/io/peft/kinds.hpp"
+#include "dylora/io/peft/tensors.hpp"
 #include "dylora/io/portable_adapters.hpp"
 
 /// The modules of a model as PEFT has them: what each gives a file, and takes from one.
 namespace dylora::detail {
 
-/// A load that is ready: nothing has been changed yet.
-struct PeftAssignment {
-  double scale = 0;  // of the adapter with all its components
-  std::function<void()> assign;
-};
-
-template <PortableAdapter A>
-double whole_scale(const A& adapter) {
-  return adapter.components() > 0 ? adapter.factors(adapter.max_rank()).scale : 0;
-}
-
 /// A frozen weight and its adapter: a linear layer, with a magnitude or without, or an embedding.
 template <class L>
-class PeftLayer {
-  using A = std::remove_cvref_t<decltype(std::declval<L&>().adapter)>;
+class PeftLayer : public AdapterModule<std::remove_reference_t<decltype((std::declval<L&>().adapter))>> {
+  using Base = AdapterModule<std::remove_reference_t<decltype((std::declval<L&>().adapter))>>;
 
  public:
-  using Scalar = typename A::Scalar;
-  using S = Scalar;
+  using S = typename Base::Scalar;
 
-  explicit PeftLayer(L& layer) : layer_(layer) {}
+  explicit PeftLayer(L& layer) : Base(layer.adapter), layer_(layer) {}
 
   PeftShape shape() const {
     return {.kind = EmbeddingLayer<L> ? PeftKind::embedding : PeftKind::linear,
-            .channels = layer_.adapter.in_features(),
-            .out = layer_.adapter.out_features(),
+            .channels = Base::in_features(),
+            .out = Base::out_features(),
             .dora = MagnitudeLayer<L>};
   }
-  Index max_rank() const { return layer_.adapter.max_rank(); }
-  Index components() const { return layer_.adapter.components(); }
 
   PeftAdapter<S> values(Index rank) const {
-    PeftAdapter<S> result{layer_.adapter.factors(rank)};
+    PeftAdapter<S> result{Base::values(rank)};
     if constexpr (MagnitudeLayer<L>) {
       if (rank == 0) return result;
       const auto& magnitude = layer_.magnitude;
@@ -64,21 +52,15 @@ class PeftLayer {
     return result;
   }
 
-  PeftAssignment prepare(PeftAdapter<S> values) const {
-    A adapter = layer_.adapter;
-    adapter.set_factors(std::move(values.factors));
-    const double scale = whole_scale(adapter);
+  double prepare(PeftAdapter<S> values, Assignments& assignments) const {
+    auto adapter = with_factors(layer_.adapter, std::move(values.factors));
     if constexpr (MagnitudeLayer<L>) {
       auto magnitude = layer_.magnitude;
       if constexpr (!decltype(magnitude)::IsVectorAtCompileTime) magnitude.setZero(magnitude.rows(), adapter.components());
       if (values.magnitude.size() > 0) magnitude.col(0) = values.magnitude;
-      return {scale, [&layer = layer_, adapter = std::move(adapter), magnitude = std::move(magnitude)]() mutable {
-                layer.adapter = std::move(adapter);
-                layer.magnitude = std::move(magnitude);
-              }};
-    } else {
-      return {scale, [&layer = layer_, adapter = std::move(adapter)]() mutable { layer.adapter = std::move(adapter); }};
+      assignments.add(layer_.magnitude, std::move(magnitude));
     }
+    return add_adapter(assignments, layer_.adapter, std::move(adapter));
   }
 
  private:
@@ -131,23 +113,20 @@ class PeftConvolution {
       whole.A.block(group * b, group * in, b, in) = parts[g].A;
       whole.B.middleRows(group * out, out) = parts[g].B;
     }
-    return {std::move(whole)};
+    return {{std::move(whole)}};
   }
 
-  PeftAssignment prepare(PeftAdapter<S> values) const {
+  double prepare(PeftAdapter<S> values, Assignments& assignments) const {
     require_no_dilation();
-    const Index b = values.factors.A.rows() / groups(), in = values.factors.A.cols() / groups(), out = values.factors.B.rows() / groups();
-    std::vector<A> adapters;
-    for (const P& group : convolution_.groups) {
-      const auto g = static_cast<Index>(adapters.size());
-      adapters.push_back(group.adapter);
-      adapters.back().set_factors(
-          {values.factors.A.block(g * b, g * in, b, in), values.factors.B.middleRows(g * out, out), values.factors.scale});
+    const LowRankFactors<S>& whole = values.factors;
+    const Index b = whole.A.rows() / groups(), in = whole.A.cols() / groups(), out = whole.B.rows() / groups();
+    double scale = 0;
+    for (Index g = 0; g < groups(); ++g) {
+      auto& adapter = convolution_.groups[static_cast<std::size_t>(g)].adapter;
+      scale = add_adapter(assignments, adapter,
+                          with_factors(adapter, {whole.A.block(g * b, g * in, b, in), whole.B.middleRows(g * out, out), whole.scale}));
     }
-    const double scale = whole_scale(adapters.front());
-    return {scale, [&convolution = convolution_, adapters = std::move(adapters)]() mutable {
-              for (std::size_t g = 0; g < adapters.size(); ++g) convolution.groups[g].adapter = std::move(adapters[g]);
-            }};
+    return scale;
   }
 
  private:
@@ -164,25 +143,38 @@ class PeftConvolution {
   Convolution& convolution_;
 };
 
-/// Calls f(path_of(name), module) for each module with a PortableAdapter, a PeftLayer or a PeftConvolution. Passes over what has nothing to
-/// train. Throws std::invalid_argument, beginning with `what` and naming the module, for one that PEFT has no place for.
-template <class T, class PathOf, class F>
-void for_each_peft_module(T& model, std::string_view what, PathOf&& path_of, F&& f) {
-  for_each_module(model, [&]<class M>(std::string_view name, M& module) {
-    if constexpr (ConvolutionModule<M>) {
-      using P = std::remove_cvref_t<decltype(module.groups.front())>;
-      if constexpr (!MagnitudeLayer<P> && requires(P& group) { requires PortableAdapter<std::remove_cvref_t<decltype(group.adapter)>>; }) {
-        f(path_of(name), PeftConvolution<M>(module));
+/// PEFT as io/adapter_file.hpp has formats.
+struct PeftFormat {
+  std::string_view caller;
+  std::string_view prefix;  // this and the next as in SavePeftOptions
+  const std::function<std::string(std::string_view)>& name;
+
+  /// Calls f(place, module) for each module with a PortableAdapter, a PeftLayer or a PeftConvolution. Passes over what has nothing to
+  /// train. Throws std::invalid_argument, naming the module, for one that PEFT has no place for.
+  template <class T, class F>
+  void for_each_module(T& model, F&& f) const {
+    const auto path_of = [&](std::string_view module) { return peft_module_path(prefix, name ? name(module) : std::string(module)); };
+    const auto place_of = [&](std::string_view module) {
+      const std::string path = path_of(module);
+      return AdapterPlace{path, path};
+    };
+    dylora::for_each_module(model, [&]<class M>(std::string_view of, M& module) {
+      if constexpr (ConvolutionModule<M>) {
+        using P = std::remove_cvref_t<decltype(module.groups.front())>;
+        if constexpr (!MagnitudeLayer<P> &&
+                      requires(P& group) { requires PortableAdapter<std::remove_cvref_t<decltype(group.adapter)>>; }) {
+          f(place_of(of), PeftConvolution<M>(module));
+        } else {
+          require_nothing_trained(module, caller, path_of, of);
+        }
+      } else if constexpr (PortableAdapter<std::remove_cvref_t<decltype(module.adapter)>>) {
+        f(place_of(of), PeftLayer<M>(module));
       } else {
-        require_nothing_trained(module, what, path_of, name);
+        require_nothing_trained(module.adapter, caller, path_of, of);
       }
-    } else if constexpr (PortableAdapter<std::remove_cvref_t<decltype(module.adapter)>>) {
-      f(path_of(name), PeftLayer<M>(module));
-    } else {
-      require_nothing_trained(module.adapter, what, path_of, name);
-    }
-  });
-}
+    });
+  }
+};
 
 }  // namespace dylora::detail
 

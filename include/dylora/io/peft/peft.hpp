@@ -1,33 +1,22 @@
 #ifndef DYLORA_IO_PEFT_PEFT_HPP
 #define DYLORA_IO_PEFT_PEFT_HPP
 
-#include <algorithm>
-#include <cmath>
-#include <concepts>
-#include <cstddef>
 #include <filesystem>
 #include <functional>
-#include <optional>
 #include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "dylora/adapters/factors.hpp"
-#include "dylora/core/error.hpp"
-#include "dylora/core/parameters.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/io/adapter_file.hpp"
 #include "dylora/io/load_report.hpp"
 #include "dylora/io/peft/config.hpp"
-#include "dylora/io/peft/kinds.hpp"
 #include "dylora/io/peft/modules.hpp"
 #include "dylora/io/peft/reader.hpp"
-#include "dylora/io/peft/tensors.hpp"
 #include "dylora/io/peft/writer.hpp"
-#include "dylora/io/portable_adapters.hpp"
 
 /// Adapters in the folders of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors.
 ///
@@ -65,26 +54,6 @@ struct LoadPeftOptions {
   bool strict = true;  ///< whether it is an error if the model lacks an adapter of the file or the file one of the model
 };
 
-namespace detail {
-
-/// call(), whose std::invalid_argument begins with the module's name.
-template <class Call>
-auto naming(const std::string& module, Call&& call) {
-  try {
-    return call();
-  } catch (const std::invalid_argument& error) {
-    throw std::invalid_argument(module + ": " + error.what());
-  }
-}
-
-/// A module's path in the files.
-template <class Options>
-std::string peft_path(const Options& options, std::string_view name) {
-  return peft_module_path(options.prefix, options.name ? options.name(name) : std::string(name));
-}
-
-}  // namespace detail
-
 /// Writes every adapter of the model at its own rank, one for each PortableAdapter in the order of for_each_module; 0 leaves the module
 /// without one. Returns what the files say of each.
 ///
@@ -100,46 +69,19 @@ std::string peft_path(const Options& options, std::string_view name) {
 template <class T>
 std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T& model, const std::vector<Index>& ranks,
                                     const SavePeftOptions& options = {}) {
-  require_only_adapters(model, "save_peft");
-  const auto path_of = [&](std::string_view name) { return detail::peft_path(options, name); };
-  std::size_t count = 0;
-  detail::for_each_peft_module(model, "save_peft", path_of, [&](const std::string&, const auto&) { ++count; });
-  if (ranks.size() != count)
-    throw std::invalid_argument("save_peft: expected a rank for each of " + std::to_string(count) + " adapters, got " +
-                                std::to_string(ranks.size()));
   std::vector<AdapterScale> report;
   std::vector<detail::PeftModule> modules;
   std::set<std::string> paths;
-  auto rank_of_file = ranks.begin();
-  std::optional<bool> dora;
-  detail::for_each_peft_module(model, "save_peft", path_of, [&]<class M>(const std::string& path, const M& module) {
-    using S = typename M::Scalar;
-    const std::string subject = "save_peft: module " + in_quotes(path);
-    if (!paths.insert(path).second) throw std::invalid_argument(subject + ": expected a name of its own, got that of another");
-    const Index wanted = *rank_of_file++;
-    require_in_range(wanted, 0, module.components(), subject + ": rank");
-    PeftAdapter<S> values = detail::naming(subject, [&] { return module.values(wanted); });
-    LowRankFactors<S>& factors = values.factors;
-    const PeftShape shape = module.shape();
-    const Index rank = factors.A.rows();
-    if (rank == 0) return report.push_back({path});
-    if (dora.value_or(shape.dora) != shape.dora)
-      throw std::invalid_argument(subject + ": use_dora: expected DoRA in all modules or in none, as PEFT has it, got a layer " +
-                                  (shape.dora ? "with a magnitude after one without" : "without a magnitude after one with it"));
-    dora = shape.dora;
-    require_scale<S>(factors.scale, subject);
-    if (options.baked) factors.B *= static_cast<S>(std::exchange(factors.scale, 1));
-    if (!factors.A.allFinite() || !factors.B.allFinite()) throw NonFiniteError(subject + ": expected finite factors, got others");
-    if (!values.magnitude.allFinite()) throw NonFiniteError(subject + ": expected a finite magnitude, got another");
-    report.push_back({path, rank, detail::lora_alpha_giving(factors.scale, rank), factors.scale});
-    modules.push_back(detail::peft_module(report.back(), shape, std::move(values)));
+  const detail::PeftFormat format{"save_peft", options.prefix, options.name};
+  detail::for_each_module_at(format, model, ranks, [&](const detail::AdapterPlace& place, const auto& module, auto values) {
+    if (!paths.insert(place.in_file).second)
+      throw std::invalid_argument("save_peft: " + place.subject() + ": expected a name of its own, got that of another");
+    detail::PeftModule saved = detail::peft_module(place.in_file, module.shape(), std::move(values), options.baked);
+    report.push_back(saved.adapter);
+    if (saved.adapter.rank > 0) modules.push_back(std::move(saved));
   });
-  if (modules.empty()) throw std::invalid_argument("save_peft: expected a model with an adapter that has a component, got none");
-
-  PeftConfig config{.use_dora = dora.value_or(false),
-                    .fan_in_fan_out = options.fan_in_fan_out,
-                    .base_model_name_or_path = options.base_model_name_or_path,
-                    .task_type = options.task_type};
+  PeftConfig config{
+      .fan_in_fan_out = options.fan_in_fan_out, .base_model_name_or_path = options.base_model_name_or_path, .task_type = options.task_type};
   detail::describe_modules(modules, config);
   detail::write_peft(folder, config, modules, report);
   return report;
@@ -149,12 +91,8 @@ std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T
 /// [1, the largest max_rank].
 template <class T>
 std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T& model, Index rank, const SavePeftOptions& options = {}) {
-  const auto ranks = portable_ranks(rank, "save_peft", [&](auto&& f) {
-    detail::for_each_peft_module(
-        model, "save_peft", [&](std::string_view name) { return detail::peft_path(options, name); },
-        [&](const std::string&, const auto& module) { f(module); });
-  });
-  return save_peft(folder, model, ranks, options);
+  const detail::PeftFormat format{"save_peft", options.prefix, options.name};
+  return save_peft(folder, model, detail::same_rank(format, model, rank), options);
 }
 
 /// Sets the adapters of the model to those of a folder that PEFT or save_peft has written. Each takes the rank of the file as its max_rank,
@@ -169,24 +107,10 @@ std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T
 template <class T>
 LoadReport load_peft(const std::filesystem::path& folder, T& model, const LoadPeftOptions& options = {}) {
   PeftFolder file(folder);
-  LoadReport report;
-  std::vector<std::function<void()>> assignments;
-  const auto path_of = [&](std::string_view name) { return detail::peft_path(options, name); };
-  detail::for_each_peft_module(model, "load_peft", path_of, [&]<class M>(const std::string& path, const M& module) {
-    auto found = file.template take<typename M::Scalar>(path, module.shape());
-    if (!found && module.components() > 0) report.missing_modules.push_back(path);
-    if (!found) return;
-    AdapterScale taken{path, found->factors.A.rows(), found->alpha, 0};
-    auto prepared = detail::naming("load_peft: module " + in_quotes(path), [&] { return module.prepare(std::move(*found)); });
-    taken.scale = prepared.scale;
-    report.adapters.push_back(std::move(taken));
-    assignments.push_back(std::move(prepared.assign));
+  const detail::PeftFormat format{"load_peft", options.prefix, options.name};
+  return detail::load_adapters(format, file, model, options.strict, [&]<class Module>(const auto& place, const Module& module) {
+    return file.take<typename Module::Scalar>(place.in_file, module.shape());
   });
-  report.unmatched_tensors = file.unmatched();
-  report.notes = file.notes();
-  if (options.strict) detail::require_complete(report, file.name());
-  for (const auto& assign : assignments) assign();
-  return report;
 }
 
 }  // namespace dylora

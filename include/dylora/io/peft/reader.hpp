@@ -19,6 +19,7 @@
 #include "dylora/adapters/factors.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/io/adapter_file.hpp"
 #include "dylora/io/bytes/checksum.hpp"
 #include "dylora/io/bytes/json.hpp"
 #include "dylora/io/bytes/mapped_file.hpp"
@@ -103,7 +104,7 @@ class PeftFolder {
   std::optional<PeftAdapter<S>> take(const std::string& module, const PeftShape& shape) {
     if (rank_0_.contains(module)) {
       taken_.insert(module);
-      return PeftAdapter<S>{{RowMatrix<S>(0, shape.in()), Matrix<S>(shape.out, 0), 1}};
+      return PeftAdapter<S>{{{RowMatrix<S>(0, shape.in()), Matrix<S>(shape.out, 0), 1}}};
     }
     const auto found = tensors_.modules.find(module);
     if (found == tensors_.modules.end()) return std::nullopt;
@@ -117,7 +118,7 @@ class PeftFolder {
     const std::string from_config = ", the rank from adapter_config.json";
     RowMatrix<S> rows_of_A = matrix<S>(*A, shape.A(rank), (linear ? "rank × in_features" : "A of " + described(kind)) + from_config);
     Matrix<S> rows_of_B = matrix<S>(*B, shape.B(rank), (linear ? "out_features × rank" : "B of " + described(kind)) + from_config);
-    PeftAdapter<S> result{{std::move(rows_of_A), std::move(rows_of_B), 1}, alpha};
+    PeftAdapter<S> result{{{std::move(rows_of_A), std::move(rows_of_B), 1}, alpha}};
     require_groups_apart(*A, result.factors.A, shape);
     if (shape.dora) result.magnitude = matrix<S>(*magnitude, {shape.out}, "out_features");
     const auto b = static_cast<double>(rank);
@@ -141,7 +142,7 @@ class PeftFolder {
         if (tensor != nullptr) names.push_back(tensor->name);
     }
     for (const std::string& module : rank_0_)
-      if (!taken_.contains(module)) names.push_back("dylora.rank_0: " + module);
+      if (!taken_.contains(module)) names.push_back(std::string(detail::rank_0_key) + ": " + module);
     std::sort(names.begin(), names.end());
     return names;
   }
@@ -190,9 +191,9 @@ class PeftFolder {
   }
 
   void read_rank_0() {
-    const auto found = weights_.metadata().find("dylora.rank_0");
+    const auto found = weights_.metadata().find(detail::rank_0_key);
     if (found == weights_.metadata().end()) return;
-    const std::string what = name() + ": __metadata__: dylora.rank_0";
+    const std::string what = name() + ": __metadata__: " + detail::rank_0_key;
     const nlohmann::json modules = parse_json(found->second, what, largest_json_config);
     const bool list = modules.is_array() && std::all_of(modules.begin(), modules.end(), [](const auto& m) { return m.is_string(); });
     if (!list) throw FormatError(what + ": expected a list of strings, got something else");
@@ -238,13 +239,10 @@ class PeftFolder {
   /// The tensor as a matrix whose rows are along its first dimension.
   template <std::floating_point S>
   RowMatrix<S> matrix(const TensorView& tensor, const std::vector<Index>& shape, const std::string& what) const {
-    const auto wrong = [&](const std::string& problem) { fail("tensor " + in_quotes(tensor.name) + ": " + problem); };
-    if (tensor.shape != shape) wrong("expected " + describe_shape(shape) + " (" + what + "), got " + describe_shape(tensor.shape));
-    if (!all_finite(tensor)) wrong("expected finite values, got a NaN or an infinity");
-    RowMatrix<S> result(shape.front(), element_count(std::span(shape).subspan(1)));
-    copy_elements(tensor, result.data(), name());
-    if (!result.allFinite()) wrong("expected values that its type of numbers holds, got larger ones");
-    return result;
+    if (tensor.shape != shape)
+      fail("tensor " + in_quotes(tensor.name) + ": expected " + describe_shape(shape) + " (" + what + "), got " +
+           describe_shape(tensor.shape));
+    return finite_matrix_of<S>(tensor, name());
   }
 
   void note(const std::string& text) { notes_.push_back(text); }

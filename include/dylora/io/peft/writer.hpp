@@ -14,11 +14,11 @@
 #include <string>
 #include <system_error>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/io/adapter_file.hpp"
 #include "dylora/io/bytes/atomic_file.hpp"
 #include "dylora/io/bytes/checksum.hpp"
 #include "dylora/io/bytes/json.hpp"
@@ -35,31 +35,10 @@ namespace dylora::detail {
 
 /// One module as its files will have it.
 struct PeftModule {
-  struct Tensor {
-    std::string name;
-    std::vector<Index> shape;
-    std::variant<RowMatrix<float>, RowMatrix<double>> values;
-
-    TensorView view() const {
-      TensorView result = std::visit([&](const auto& matrix) { return tensor_view(name, matrix); }, values);
-      result.shape = shape;
-      return result;
-    }
-  };
-
   AdapterScale adapter;
-  std::vector<Tensor> tensors;
+  bool dora = false;
+  std::vector<OwnedTensor> tensors = {};  // none at rank 0
 };
-
-template <std::floating_point S>
-PeftModule peft_module(AdapterScale adapter, const PeftShape& shape, PeftAdapter<S> values) {
-  const std::string& path = adapter.name;
-  PeftModule module{adapter,
-                    {{peft_tensor_name(path, 'A', shape.kind), shape.A(adapter.rank), std::move(values.factors.A)},
-                     {peft_tensor_name(path, 'B', shape.kind), shape.B(adapter.rank), RowMatrix<S>(values.factors.B)}}};
-  if (shape.dora) module.tensors.push_back({peft_magnitude_name(path), {shape.out}, RowMatrix<S>(values.magnitude)});
-  return module;
-}
 
 /// The α of the fewest digits for which α / rank is exactly `scale`: what somebody wrote who meant that scale, and the same for all ranks
 /// of one α. Where rounding leaves none, the nearest.
@@ -72,6 +51,24 @@ inline double lora_alpha_giving(double scale, Index rank) {
     if (alpha / static_cast<double>(rank) == scale) return alpha;
   }
   return alpha_giving(alpha_over_rank, scale, rank, rank);
+}
+
+/// `baked`: B takes the scale along. Throws NonFiniteError for what is not finite.
+template <std::floating_point S>
+PeftModule peft_module(const std::string& path, const PeftShape& shape, PeftAdapter<S> values, bool baked) {
+  auto& [A, B, scale] = values.factors;
+  const Index rank = A.rows();
+  if (rank == 0) return {{path}};
+  if (baked) B *= static_cast<S>(std::exchange(scale, 1));
+  const std::string subject = "save_peft: module " + in_quotes(path);
+  if (!A.allFinite() || !B.allFinite()) throw NonFiniteError(subject + ": expected finite factors, got others");
+  if (!values.magnitude.allFinite()) throw NonFiniteError(subject + ": expected a finite magnitude, got another");
+  PeftModule module{{path, rank, lora_alpha_giving(scale, rank), scale},
+                    shape.dora,
+                    {{peft_tensor_name(path, 'A', shape.kind), shape.A(rank), std::move(A)},
+                     {peft_tensor_name(path, 'B', shape.kind), shape.B(rank), RowMatrix<S>(B)}}};
+  if (shape.dora) module.tensors.push_back({peft_magnitude_name(path), {shape.out}, RowMatrix<S>(values.magnitude)});
+  return module;
 }
 
 /// The value that most modules have, the smallest of those if there are several, and the other modules' own by their paths. Throws
@@ -92,11 +89,18 @@ Value most_common(const std::vector<PeftModule>& modules, Value AdapterScale::*v
   return most->first;
 }
 
-/// Fills in what follows from the modules.
+/// Fills in what follows from the modules, of which there must be one. Throws std::invalid_argument for DoRA in some of them only.
 inline void describe_modules(const std::vector<PeftModule>& modules, PeftConfig& config) {
+  config.use_dora = modules.front().dora;
+  for (const PeftModule& module : modules) {
+    if (module.dora != config.use_dora)
+      throw std::invalid_argument("save_peft: module " + in_quotes(module.adapter.name) +
+                                  ": use_dora: expected DoRA in all modules or in none, as PEFT has it, got a layer " +
+                                  (module.dora ? "with a magnitude after one without" : "without a magnitude after one with it"));
+    config.target_modules.push_back(module.adapter.name);
+  }
   config.r = most_common(modules, &AdapterScale::rank, config.rank_pattern);
   config.lora_alpha = most_common(modules, &AdapterScale::alpha, config.alpha_pattern);
-  for (const PeftModule& module : modules) config.target_modules.push_back(module.adapter.name);
 }
 
 /// Puts both files into the folder, which is made if it is not there. `report` is of all modules, those at rank 0 too. Throws
@@ -110,7 +114,7 @@ inline void write_peft(const std::filesystem::path& folder, const PeftConfig& co
   const std::string config_text = peft_config_text(config);
   std::vector<TensorView> tensors;
   for (const PeftModule& module : modules) {
-    for (const PeftModule::Tensor& tensor : module.tensors) tensors.push_back(tensor.view());
+    for (const OwnedTensor& tensor : module.tensors) tensors.push_back(tensor.view());
   }
   nlohmann::json without = nlohmann::json::array();
   for (const AdapterScale& module : report) {
@@ -119,7 +123,7 @@ inline void write_peft(const std::filesystem::path& folder, const PeftConfig& co
   std::map<std::string, std::string> metadata;
   metadata["dylora.config"] = hexadecimal(peft_config_checksum(config));
   const std::string without_text = without.dump();
-  if (!without.empty()) metadata["dylora.rank_0"] = without_text;
+  if (!without.empty()) metadata[rank_0_key] = without_text;
   if (const std::size_t size = std::max(config_text.size(), without_text.size()); size > largest_json_config)
     throw std::invalid_argument("save_peft: expected modules whose names and patterns take at most " + std::to_string(largest_json_config) +
                                 " bytes, got " + std::to_string(size));
