@@ -126,6 +126,7 @@ TEST_CASE("a steady training loop of a linear layer allocates nothing as large a
   L layer = MakeLayer<L>::make(in, out, true, 8, 1);
   auto gradients = zeros_like(layer);
   L::Cache cache;
+  L::Workspace workspace;
   AdamW optimizer(layer, {.max_norm = 1});
   Rng rng(5);
   const Matrix<float> x = noise<float>(in, samples, 2), target = noise<float>(out, samples, 3);
@@ -138,7 +139,7 @@ TEST_CASE("a steady training loop of a linear layer allocates nothing as large a
       const BatchRanks ranks = i == 2 ? batch_ranks(divide_sequences(Sandwich(1, 8)(0, rng), n), Sequences::equal(n, 1)) : BatchRanks(rank);
       layer.forward(x.leftCols(n), ranks, cache, y.leftCols(n));
       const double loss = mse<float>(y.leftCols(n), target.leftCols(n), dy.leftCols(n), weight);
-      layer.backward(dy.leftCols(n), cache, gradients, dx.leftCols(n));
+      layer.backward(dy.leftCols(n), cache, gradients, workspace, dx.leftCols(n));
       return loss;
     });
   });
@@ -156,6 +157,7 @@ TEST_CASE("a steady training loop of an attention allocates nothing as large as 
               {.heads = 4, .key_value_heads = 2});
   auto gradients = zeros_like(attention);
   L::Cache cache;
+  L::Workspace workspace;
   AdamW optimizer(attention, {.max_norm = 1});
   Rng rng(5);
   const Matrix<float> x = noise<float>(features, sequences.tokens(), 2);
@@ -171,7 +173,7 @@ TEST_CASE("a steady training loop of an attention allocates nothing as large as 
       attention.forward(x.leftCols(n), batch, ranks, cache, y.leftCols(n));
       const std::span<const Index> wanted(targets.data(), static_cast<std::size_t>(n));
       const double loss = cross_entropy<float>(y.leftCols(n), wanted, y.leftCols(n), {.weight = weight});
-      attention.backward(y.leftCols(n), cache, gradients, dx.leftCols(n));
+      attention.backward(y.leftCols(n), cache, gradients, workspace, dx.leftCols(n));
       return loss;
     });
   });
