@@ -12,6 +12,8 @@ struct RandomBasis : Factored<RandomBasis, double> {
   using Scalar = double;
   struct Gradients {
     Gradient<Vector<double>> gain;
+  };
+  struct Workspace {
     Matrix<double> dh;  // Bᵀ dy
   };
   struct Cache {
@@ -44,19 +46,20 @@ struct RandomBasis : Factored<RandomBasis, double> {
     });
   }
 
-  void prepare_backward(ConstMatrixRef<double> x, ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients) const {
-    check_backward(x, dy, cache, gradients);
-    gradients.dh = B.leftCols(cache.ranks.highest()).transpose() * dy;
+  void prepare_backward(ConstMatrixRef<double> x, ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients,
+                        Workspace& workspace) const {
+    check_backward(x, dy, cache, gradients, workspace);
+    workspace.dh = B.leftCols(cache.ranks.highest()).transpose() * dy;
     cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
       for (Index i = rank.trainable_from; i < rank.active; ++i)
-        gradients.gain[i] += gradients.dh.row(i).segment(begin, n).dot(cache.h.row(i).segment(begin, n));
+        gradients.gain[i] += workspace.dh.row(i).segment(begin, n).dot(cache.h.row(i).segment(begin, n));
       gradients.gain.components.insert(rank);
     });
   }
 
-  void for_each_backward_term(const Cache& cache, const Gradients& gradients, auto&& f) const {
+  void for_each_backward_term(const Cache& cache, const Workspace& workspace, auto&& f) const {
     cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
-      const Matrix<double> gdh = gain.head(rank.active).asDiagonal() * gradients.dh.block(0, begin, rank.active, n);
+      const Matrix<double> gdh = gain.head(rank.active).asDiagonal() * workspace.dh.block(0, begin, rank.active, n);
       f(begin, n, LowRankTerm<double>{A.topRows(rank.active).transpose(), gdh});
     });
   }

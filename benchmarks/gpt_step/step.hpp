@@ -70,7 +70,7 @@ class Step {
     auto logits = cache_.logits.view();
     const double loss = cross_entropy<float>(logits, batch_.targets, logits);
     lap(1);
-    model_.backward(logits, cache_, gradients_);
+    model_.backward(logits, cache_, gradients_, workspace_);
     lap(2);
     optimizer_.step(model_, gradients_);
     lap(3);
@@ -112,6 +112,7 @@ class Step {
   Model model_;
   Model::Gradients gradients_ = zeros_like(model_);
   Model::Cache cache_;
+  Model::Workspace workspace_;
   AdamW<Model> optimizer_{model_, {.lr = 1e-3, .max_norm = 1, .update = Update::dense}};  // dense: what PyTorch does
   text::Batch batch_;
 };

@@ -63,6 +63,9 @@ T drawn(T fresh, Rng& rng) {
 struct Linears {
   struct Gradients {
     std::array<Layer<>::Gradients, links> layers;
+  };
+  struct Workspace {
+    Layer<>::Workspace layer;
     Buffer<float> d, next_d;
   };
   struct Cache {
@@ -80,12 +83,13 @@ struct Linears {
     }
   }
 
-  void backward(ConstMatrixRef<float> dy, const Cache& cache, Gradients& gradients, MatrixRef<float> dx) const {
+  void backward(ConstMatrixRef<float> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<float> dx) const {
     for (std::size_t n = links; n-- > 0;) {
-      const auto d = n + 1 == links ? dy : ConstMatrixRef<float>(gradients.d.view());
-      auto next_d = gradients.next_d.resize(layers[n].in_features(), n == 0 ? 0 : dy.cols());
-      layers[n].set_backward(cache.x[n].view(), d, cache.layers[n], gradients.layers[n], n == 0 ? dx : MatrixRef<float>(next_d));
-      std::swap(gradients.d, gradients.next_d);
+      const auto d = n + 1 == links ? dy : ConstMatrixRef<float>(workspace.d.view());
+      auto next_d = workspace.next_d.resize(layers[n].in_features(), n == 0 ? 0 : dy.cols());
+      layers[n].set_backward(cache.x[n].view(), d, cache.layers[n], gradients.layers[n], workspace.layer,
+                             n == 0 ? dx : MatrixRef<float>(next_d));
+      std::swap(workspace.d, workspace.next_d);
     }
   }
 
@@ -101,10 +105,11 @@ std::function<void()> step_of(L layer, Index b, Samples& samples) {
     L layer;
     decltype(zeros_like(std::declval<const L&>())) gradients = zeros_like(layer);
     typename L::Cache cache = {};
+    typename L::Workspace workspace = {};
   };
   return [state = std::make_shared<State>(State{std::move(layer)}), b, &samples] {
     state->layer.forward(samples.x, b, state->cache, samples.y);
-    state->layer.backward(samples.dy, state->cache, state->gradients, samples.dx);
+    state->layer.backward(samples.dy, state->cache, state->gradients, state->workspace, samples.dx);
   };
 }
 

@@ -11,7 +11,7 @@
 
 namespace method_ratio {
 
-/// Of an adapter, its gradients and its cache after a step.
+/// Of an adapter, its gradients, its cache and its workspace after a step.
 struct NolaBytes {
   double coefficients;  ///< and their gradients
   double buffers;       ///< all the rest
@@ -25,15 +25,17 @@ inline NolaBytes nola_bytes(const Shape& shape, Index bases) {
   const auto layer = nola(samples, bases, rng);
   auto gradients = zeros_like(layer);
   Layer<Nola<float>>::Cache cache;
+  Layer<Nola<float>>::Workspace workspace;
   layer.forward(samples.x, rank, cache, samples.y);
-  layer.backward(samples.dy, cache, gradients, samples.dx);
+  layer.backward(samples.dy, cache, gradients, workspace, samples.dx);
 
   const auto bytes = [](const auto&... matrices) {
     return static_cast<double>(sizeof(float)) * static_cast<double>((0 + ... + (matrices.rows() * matrices.cols())));
   };
   const auto& of = gradients.adapter;
+  const auto& scratch = workspace.adapter;
   return {bytes(layer.adapter.alpha, layer.adapter.beta, of.alpha, of.beta),
-          bytes(cache.adapter.h, cache.adapter.A, cache.adapter.B, of.dh, of.dA, of.dB)};
+          bytes(cache.adapter.h, cache.adapter.A, cache.adapter.B, scratch.dh, scratch.dA, scratch.dB)};
 }
 
 /// By how much the memory of this process grows for a layer that is made and takes two steps; its weight and samples were there before. To be

@@ -42,6 +42,7 @@ class Regression {
     Linear<float> layer(W_, {.max_rank = contender.max_rank, .alpha = alpha, .scale = contender.scale}, rng);
     auto gradients = zeros_like(layer);
     Linear<float>::Cache cache;
+    Linear<float>::Workspace workspace;
     const Matrix<float> answer = W_ + change_.cast<float>();
     Matrix<float> y(features, samples), dx(features, samples), target(features, samples);
     const Sequences sequences = Sequences::equal(samples, 1);
@@ -55,7 +56,7 @@ class Regression {
           auto part = y.middleCols(begin, count);
           return mse<float>(part, target.middleCols(begin, count), part, weight);
         });
-        layer.backward(y, cache, gradients, dx);
+        layer.backward(y, cache, gradients, workspace, dx);
         return loss;
       });
     } catch (const NonFiniteError&) {

@@ -65,7 +65,8 @@ inline double soft_cross_entropy(MatrixRef<float> logits, ConstMatrixRef<float> 
 
 /// The groups below the highest rank learn what that rank says about their windows.
 inline double distilled_step(const TextTask::Model& model, const text::Batch& batch, const std::vector<RankGroup>& groups,
-                             TextTask::Model::Cache& cache, TextTask::Model::Cache& teacher, TextTask::Model::Gradients& gradients) {
+                             TextTask::Model::Cache& cache, TextTask::Model::Cache& teacher, TextTask::Model::Gradients& gradients,
+                             TextTask::Model::Workspace& workspace) {
   model.forward(batch.tokens, batch.sequences, model.max_rank(), teacher);
   model.forward(batch.tokens, batch.sequences, batch_ranks(groups, batch.sequences), cache);
   auto logits = cache.logits.view();
@@ -76,7 +77,7 @@ inline double distilled_step(const TextTask::Model& model, const text::Batch& ba
     return begin < top_columns ? cross_entropy<float>(part, targets, part, {.weight = weight})
                                : soft_cross_entropy(part, teacher.logits.view().middleCols(begin, count), weight);
   });
-  model.backward(logits, cache, gradients);
+  model.backward(logits, cache, gradients, workspace);
   return loss;
 }
 
@@ -102,6 +103,7 @@ inline std::optional<TextTask::Model> train_text(const TextTask& task, const Con
   auto model = task.adapted(contender, seed);
   auto gradients = zeros_like(model);
   TextTask::Model::Cache cache, teacher;
+  TextTask::Model::Workspace workspace;
   text::Batch batch;
   Rng data_rng(1000 * seed + 1), rank_rng(1000 * seed + 2);
   const auto context = static_cast<double>(task.base.config.context);
@@ -117,8 +119,8 @@ inline std::optional<TextTask::Model> train_text(const TextTask& task, const Con
         taken.flops += static_cast<double>(group.count) * context * flops[static_cast<std::size_t>(group.rank.active)];
       }
       if (contender.distilled) taken.flops += static_cast<double>(task.windows) * context * flops.back() / 2;  // the teacher's forward
-      return contender.distilled ? distilled_step(model, batch, groups, cache, teacher, gradients)
-                                 : text::loss_and_gradients(model, batch, groups, cache, gradients);
+      return contender.distilled ? distilled_step(model, batch, groups, cache, teacher, gradients, workspace)
+                                 : text::loss_and_gradients(model, batch, groups, cache, gradients, workspace);
     });
   } catch (const NonFiniteError&) {
     finite = false;

@@ -63,7 +63,7 @@ class Layer {
             .adapted =
                 [this](Index rank) {
                   layer_.forward(x_, rank, cache_, y_);
-                  layer_.backward(dy_, cache_, gradients_, dx_);
+                  layer_.backward(dy_, cache_, gradients_, workspace_, dx_);
                 }};
   }
 
@@ -71,7 +71,7 @@ class Layer {
   std::map<std::string, double> norms(Index rank) {
     set_zero(layer_, gradients_);
     step().adapted(rank);
-    const auto& [A, B, dh] = gradients_.adapter;
+    const auto& [A, B] = gradients_.adapter;
     return {{"y", y_.norm()}, {"dx", dx_.norm()}, {"dA", A.norm()}, {"dB", B.norm()}};
   }
 
@@ -88,6 +88,7 @@ class Layer {
   Linear<float> layer_;
   Linear<float>::Gradients gradients_;
   Linear<float>::Cache cache_;
+  Linear<float>::Workspace workspace_;
   Matrix<float> x_, dy_, y_, dx_;
 };
 

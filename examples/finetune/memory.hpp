@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <dylora/dylora.hpp>
+#include <type_traits>
 
 #include "gpt/gpt.hpp"
 
@@ -26,7 +27,11 @@ Memory memory_needed(const Model& model, double base_bytes, Index tokens, bool c
   const auto inner = model.blocks.empty() ? 0 : static_cast<double>(model.blocks.front().fc.out_features());
   double components = 0;
   for (const dylora::AdapterRank& adapter : dylora::adapter_ranks(model)) components += static_cast<double>(adapter.rank);
-  const double kept = static_cast<double>(config.layers) * (8 * width + inner + heads + 2) + 2 * components;
+  const auto layers = static_cast<double>(config.layers);
+  // What a backward writes on the way is shared by all blocks, unless their projections are linked.
+  using Linear = std::remove_cvref_t<decltype(model.blocks.front().fc)>;
+  const double linked = dylora::SelfContained<Linear> ? 0 : (layers - 1) * (4 * width + heads) + components;
+  const double kept = layers * (8 * width + inner + heads + 2) + components + linked;
   const double shared = 10 * width + 4 * inner + heads + static_cast<double>(config.vocabulary);
   const double copies = checkpoints ? 6 + 4 : 6;
   return {base_bytes, copies * number * static_cast<double>(dylora::parameter_count(model)),

@@ -85,6 +85,7 @@ Training train(Model& model, Method& method, const Options& given, const nlohman
   of_stage.steps = stage_steps;
   const Plan plan = make_plan(of_stage);
   auto gradients = zeros_like(model), current = gradients, good = gradients;  // good: the last parameters seen to give a finite loss
+  typename Model::Workspace workspace;
   take_snapshot(model, good);
   const auto fresh_optimizer = [&] {
     return AdamW(model, {.beta2 = 0.99,
@@ -149,7 +150,7 @@ Training train(Model& model, Method& method, const Options& given, const nlohman
           auto groups = divide_sequences(plan(stages.local_step(step), rank_rng), o.batch);
           shown = groups.size() == 1 ? groups.front().rank.active : 0;
           for (RankGroup& group : groups) group.weight /= static_cast<double>(o.accumulation);
-          sum += text::loss_and_gradients(model, batch, groups, cache, gradients);
+          sum += text::loss_and_gradients(model, batch, groups, cache, gradients, workspace);
         }
         method.see_gradients(model, gradients);
         return sum / static_cast<double>(o.accumulation);

@@ -32,9 +32,14 @@ struct Block {
   };
 
   /// Buffers that all blocks take turns with.
-  struct Workspace {
+  struct Buffers {
     dylora::Buffer<S> branch, a, slope, hidden;
+  };
+
+  /// What the backward of the parts writes on the way: all blocks take turns with it too, but for projections that are linked.
+  struct Workspace {
     typename Attention::Workspace attention;
+    typename Linear::Workspace fc, proj;
   };
 
   LayerNorm<S> attention_norm, mlp_norm;
@@ -43,15 +48,15 @@ struct Block {
 
   /// x (width × tokens) is updated in place.
   void forward(dylora::MatrixRef<S> x, const dylora::Sequences& sequences, const dylora::BatchRanks& ranks, Cache& cache,
-               Workspace& workspace) const {
-    auto branch = workspace.branch.resize(x.rows(), x.cols());
+               Buffers& buffers) const {
+    auto branch = buffers.branch.resize(x.rows(), x.cols());
     auto norm = cache.mlp_input.resize(x.rows(), x.cols());
     attention_norm.forward(x, cache.attention_norm, norm);
     attention.forward(norm, sequences, ranks, cache.attention, branch);
     add_columns<S>(x, branch);
 
     mlp_norm.forward(x, cache.mlp_norm, norm);
-    auto u = cache.u.resize(fc.out_features(), x.cols()), a = workspace.a.resize(fc.out_features(), x.cols());
+    auto u = cache.u.resize(fc.out_features(), x.cols()), a = buffers.a.resize(fc.out_features(), x.cols());
     fc.apply(norm, ranks, cache.fc, u);
     gelu<S>(u, a);
     proj.apply(a, ranks, cache.proj, branch);
@@ -59,14 +64,14 @@ struct Block {
   }
 
   /// dx holds the gradient of the block's output and becomes that of its input.
-  void backward(dylora::MatrixRef<S> dx, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+  void backward(dylora::MatrixRef<S> dx, const Cache& cache, Gradients& gradients, Buffers& buffers, Workspace& workspace) const {
     const Index width = fc.out_features(), n = dx.cols();
-    auto branch = workspace.branch.resize(dx.rows(), n);
-    auto a = workspace.a.resize(width, n), slope = workspace.slope.resize(width, n), hidden = workspace.hidden.resize(width, n);
+    auto branch = buffers.branch.resize(dx.rows(), n);
+    auto a = buffers.a.resize(width, n), slope = buffers.slope.resize(width, n), hidden = buffers.hidden.resize(width, n);
     gelu_and_slope<S>(cache.u.view(), a, slope);  // dearer to keep a for each block than to compute it again with the slope
-    proj.set_backward(a, dx, cache.proj, gradients.proj, hidden);
+    proj.set_backward(a, dx, cache.proj, gradients.proj, workspace.proj, hidden);
     for_each_column(width, n, [&](Index i) { hidden.col(i).array() *= slope.col(i).array(); });
-    fc.set_backward(cache.mlp_input.view(), hidden, cache.fc, gradients.fc, branch);
+    fc.set_backward(cache.mlp_input.view(), hidden, cache.fc, gradients.fc, workspace.fc, branch);
     norm_backward(mlp_norm, branch, cache.mlp_norm, gradients.mlp_norm, dx);
 
     attention.backward(dx, cache.attention, gradients.attention, workspace.attention, branch);
@@ -104,7 +109,7 @@ struct Block {
   }
 };
 
-/// Calls f(part) for what belongs to each projection in the cache or the gradients of a block.
+/// Calls f(part) for what belongs to each projection in the cache or the workspace of a block.
 template <class Parts, class F>
 void for_each_projection(Parts& parts, F&& f) {
   f(parts.attention.q);
@@ -138,16 +143,11 @@ void for_each_kind(const Parts& parts, F&& f) {
 
 }  // namespace detail
 
-/// Where projections reach back to the same ones of earlier blocks (ResLoRA): says to their caches, before a forward, where these are.
-template <class Blocks, class Caches>
-void link_projections(const Blocks& blocks, Caches& caches) {
-  detail::for_each_kind(blocks, [&](auto member) { dylora::link(blocks, caches, member); });
-}
-
-/// The same for their gradients, before a backward.
-template <class Gradients>
-void link_projections(Gradients& gradients) {
-  detail::for_each_kind(gradients, [&](auto member) { dylora::link(gradients, member); });
+/// Where projections reach back to the same ones of earlier blocks (ResLoRA): says where these are, to the caches of `blocks` before a
+/// forward, and to the workspaces of their gradients before a backward.
+template <class Blocks, class Parts>
+void link_projections(Blocks& blocks, Parts& parts) {
+  detail::for_each_kind(blocks, [&](auto member) { dylora::link(blocks, parts, member); });
 }
 
 }  // namespace gpt

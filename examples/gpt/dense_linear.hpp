@@ -20,6 +20,7 @@ struct DenseLinear {
     dylora::Vector<S> bias;
   };
   struct Cache {};  // x is the caller's
+  struct Workspace {};
 
   dylora::Matrix<S> W;  // out × in
   dylora::Vector<S> bias;
@@ -35,24 +36,26 @@ struct DenseLinear {
   }
 
   void set_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients,
-                    dylora::MatrixRef<S> dx) const {
-    add_gradients(x, dy, cache, gradients);
+                    Workspace& workspace, dylora::MatrixRef<S> dx) const {
+    add_gradients(x, dy, cache, gradients, workspace);
     dylora::set_product(dx, W.transpose(), dy);
   }
 
   ///     y = W x + bias         dW += dy · xᵀ        dbias += Σ dy        dx += Wᵀ · dy
   void add_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients,
-                    dylora::MatrixRef<S> dx) const {
-    add_gradients(x, dy, cache, gradients);
+                    Workspace& workspace, dylora::MatrixRef<S> dx) const {
+    add_gradients(x, dy, cache, gradients, workspace);
     dylora::add_product(dx, W.transpose(), dy);
   }
 
-  void add_gradients(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const Cache& /*cache*/, Gradients& gradients) const {
+  void add_gradients(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const Cache& /*cache*/, Gradients& gradients,
+                     Workspace& /*workspace*/) const {
     dylora::add_product(gradients.W, dy, x.transpose());
     for (Index i = 0; i < dy.cols(); ++i) gradients.bias += dy.col(i);
   }
 
-  void check_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const Cache& /*cache*/, const Gradients& gradients) const {
+  void check_backward(dylora::ConstMatrixRef<S> x, dylora::ConstMatrixRef<S> dy, const Cache& /*cache*/, const Gradients& gradients,
+                      const Workspace& /*workspace*/) const {
     dylora::require_equal(x.rows(), in_features(), "DenseLinear::backward: rows of x");
     dylora::require_equal(dy.rows(), out_features(), "DenseLinear::backward: rows of dy");
     dylora::require_equal(x.cols(), dy.cols(), "DenseLinear::backward: samples in x");

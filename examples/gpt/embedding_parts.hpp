@@ -10,12 +10,13 @@ namespace gpt {
 template <class Embedding>
 inline constexpr bool adapts_embedding = requires(const Embedding& embedding) { embedding.adapter; };
 
-/// The matrix of an embedding, and what an adapted one keeps and learns besides.
+/// The matrix of an embedding, and what an adapted one keeps, learns and writes on the way besides.
 template <class Embedding>
 struct EmbeddingParts {
   struct Nothing {};
   using Table = Embedding;
   using Cache = Nothing;
+  using Workspace = Nothing;
   using Gradients = dylora::Matrix<typename Embedding::Scalar>;  // of pretraining
 };
 template <class S, class Values>
@@ -23,6 +24,7 @@ struct EmbeddingParts<dylora::Embedding<S, Values>> {
   using Table = Values;
   using Cache = typename dylora::Embedding<S, Values>::Cache;
   using Gradients = typename dylora::Embedding<S, Values>::Gradients;
+  using Workspace = typename dylora::Embedding<S, Values>::Workspace;
 };
 
 }  // namespace gpt

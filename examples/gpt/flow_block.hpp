@@ -26,7 +26,10 @@ struct FlowBlock : Block<S, Linear, SelfAttention> {
 
   struct Workspace : Plain::Workspace {
     dylora::Buffer<S> d_weights;
+    typename dylora::FlowGate<S>::Workspace gate;
   };
+
+  using typename Plain::Buffers;
 
   dylora::FlowGate<S> gate;
 
@@ -34,19 +37,19 @@ struct FlowBlock : Block<S, Linear, SelfAttention> {
   FlowBlock(Plain block) : Plain(std::move(block)), gate(this->fc.in_features(), {.adapters = this->fc.adapter.count()}) {}
 
   void forward(dylora::MatrixRef<S> x, const dylora::Sequences& sequences, const dylora::BatchRanks& ranks, Cache& cache,
-               Workspace& workspace) const {
+               Buffers& buffers) const {
     cache.input.assign(x);
     gate.forward(cache.input.view(), ranks, cache.gate);
     for_each_projection(cache, [&](auto& projection) { projection.adapter.weights = &cache.gate.weights; });
-    Plain::forward(x, sequences, ranks, cache, workspace);
+    Plain::forward(x, sequences, ranks, cache, buffers);
   }
 
-  void backward(dylora::MatrixRef<S> dx, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+  void backward(dylora::MatrixRef<S> dx, const Cache& cache, Gradients& gradients, Buffers& buffers, Workspace& workspace) const {
     auto d_weights = workspace.d_weights.resize(gate.adapters(), dx.cols());
     d_weights.setZero();
-    for_each_projection(gradients, [&](auto& projection) { projection.adapter.d_weights = &workspace.d_weights; });
-    Plain::backward(dx, cache, gradients, workspace);
-    gate.add_backward(cache.input.view(), d_weights, cache.gate, gradients.gate, dx);
+    for_each_projection(workspace, [&](auto& projection) { projection.adapter.d_weights = &workspace.d_weights; });
+    Plain::backward(dx, cache, gradients, buffers, workspace);
+    gate.add_backward(cache.input.view(), d_weights, cache.gate, gradients.gate, workspace.gate, dx);
   }
 
   void extend(dylora::MatrixRef<S> x, dylora::RankSlice rank, dylora::KeyValueCache<S>& past) const = delete;  // its past has no gate

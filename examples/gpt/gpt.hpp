@@ -42,8 +42,6 @@ struct Gpt {
     dylora::Matrix<S> position_embedding, head;
     std::vector<typename Block::Gradients> blocks;
     typename LayerNorm<S>::Gradients final_norm;
-    dylora::Buffer<S> dx, d_normed;
-    typename Block::Workspace workspace;
   };
 
   struct Cache {
@@ -54,7 +52,15 @@ struct Gpt {
     typename LayerNorm<S>::Cache final_norm;
     dylora::Buffer<S> x, normed;
     dylora::Buffer<S> logits;  // vocabulary × tokens: the result of forward
-    typename Block::Workspace workspace;
+    typename Block::Buffers buffers;
+  };
+
+  /// Of one backward at a time, so of one worker.
+  struct Workspace {
+    dylora::Buffer<S> dx, d_normed;
+    typename EmbeddingParts<Embedding>::Workspace token_embedding;
+    typename Block::Buffers buffers;
+    std::vector<typename Block::Workspace> blocks;  // one that they take turns with, or where they are linked, one each
   };
 
   Config config;
@@ -89,23 +95,27 @@ struct Gpt {
     for (Index s = 0; s < sequences.count(); ++s) add_positions(0, x.middleCols(sequences.begin(s), sequences.length(s)));
     cache.blocks.resize(blocks.size());
     link_projections(blocks, cache.blocks);
-    for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i].forward(x, sequences, ranks, cache.blocks[i], cache.workspace);
+    for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i].forward(x, sequences, ranks, cache.blocks[i], cache.buffers);
     auto normed = cache.normed.resize(config.width, sequences.tokens());
     final_norm.forward(x, cache.final_norm, normed);
     dylora::set_product(cache.logits.resize(config.vocabulary, sequences.tokens()), output_embedding().transpose(), normed);
   }
 
   /// From the gradient of the logits (vocabulary × tokens) to those of everything trained, added to `gradients`.
-  void backward(dylora::ConstMatrixRef<S> d_logits, const Cache& cache, Gradients& gradients) const {
+  void backward(dylora::ConstMatrixRef<S> d_logits, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
     const Index n = cache.sequences.tokens();
     dylora::require_equal(d_logits.cols(), n, "Gpt::backward: tokens in d_logits, against the cache (was it filled by forward?)");
-    auto d_normed = gradients.d_normed.resize(config.width, n), dx = gradients.dx.resize(config.width, n);
+    auto d_normed = workspace.d_normed.resize(config.width, n), dx = workspace.dx.resize(config.width, n);
     dylora::set_product(d_normed, output_embedding(), d_logits);
     dx.setZero();
     final_norm.add_backward(d_normed, cache.final_norm, dx);
-    link_projections(gradients.blocks);
-    for (std::size_t i = blocks.size(); i-- > 0;) blocks[i].backward(dx, cache.blocks[i], gradients.blocks[i], gradients.workspace);
-    if constexpr (adapts_embedding<Embedding>) token_embedding.backward(dx, cache.token_embedding, gradients.token_embedding);
+    constexpr bool shared = dylora::SelfContained<Linear>;
+    workspace.blocks.resize(shared ? 1 : blocks.size());
+    link_projections(gradients.blocks, workspace.blocks);
+    for (std::size_t i = blocks.size(); i-- > 0;)
+      blocks[i].backward(dx, cache.blocks[i], gradients.blocks[i], workspace.buffers, workspace.blocks[shared ? 0 : i]);
+    if constexpr (adapts_embedding<Embedding>)
+      token_embedding.backward(dx, cache.token_embedding, gradients.token_embedding, workspace.token_embedding);
     if constexpr (trains_base<Linear>) {
       final_norm.add_gradients(d_normed, cache.final_norm, gradients.final_norm);
       dylora::add_product(config.tied ? gradients.token_embedding : gradients.head, cache.normed.view(), d_logits.transpose());

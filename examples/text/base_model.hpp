@@ -91,6 +91,7 @@ inline BaseModel pretrain(const PretrainOptions& options, const Corpus& corpus) 
   BaseModel model = gpt::random_gpt<float>(options.config, rng);
   auto gradients = dylora::zeros_like(model);
   BaseModel::Cache cache;
+  BaseModel::Workspace workspace;
   dylora::AdamW optimizer(model, {.beta2 = 0.99, .weight_decay = 0.01, .max_norm = 1});
   const dylora::Schedule schedule(dylora::Decay::cosine,
                                   {.peak = options.lr, .steps = options.steps, .warmup_steps = options.steps / 20, .final_fraction = 0.05});
@@ -99,8 +100,9 @@ inline BaseModel pretrain(const PretrainOptions& options, const Corpus& corpus) 
   for (Index step = 0; step < options.steps; ++step) {
     random_batch(corpus.training, options.batch, options.config.context, rng, batch);
     optimizer.set_learning_rate(schedule(step));
-    const double loss = dylora::train_step(
-        model, optimizer, gradients, [&] { return loss_and_gradients(model, batch, dylora::RankSlice::none(), 1, cache, gradients); });
+    const double loss = dylora::train_step(model, optimizer, gradients, [&] {
+      return loss_and_gradients(model, batch, dylora::RankSlice::none(), 1, cache, gradients, workspace);
+    });
     progress.update(step, loss, 0);
   }
   return model;

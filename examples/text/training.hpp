@@ -18,7 +18,7 @@ namespace text {
 /// Throws NonFiniteError naming the layer whose output first ceased to be finite.
 template <class Model>
 double loss_and_gradients(const Model& model, const Batch& batch, dylora::RankSlice rank, double weight, typename Model::Cache& cache,
-                          typename Model::Gradients& gradients) {
+                          typename Model::Gradients& gradients, typename Model::Workspace& workspace) {
   using S = typename Model::Scalar;
   model.forward(batch.tokens, batch.sequences, rank, cache);
   auto logits = cache.logits.view();
@@ -26,7 +26,7 @@ double loss_and_gradients(const Model& model, const Batch& batch, dylora::RankSl
   if (!std::isfinite(loss)) {
     throw dylora::NonFiniteError("output of " + model.first_non_finite(cache) + ": expected finite numbers, got a NaN or an infinity");
   }
-  model.backward(logits, cache, gradients);
+  model.backward(logits, cache, gradients, workspace);
   return loss;
 }
 
@@ -34,7 +34,7 @@ double loss_and_gradients(const Model& model, const Batch& batch, dylora::RankSl
 /// mean over the groups by their weights.
 template <class Model>
 double loss_and_gradients(const Model& model, const Batch& batch, const std::vector<dylora::RankGroup>& groups,
-                          typename Model::Cache& cache, typename Model::Gradients& gradients) {
+                          typename Model::Cache& cache, typename Model::Gradients& gradients, typename Model::Workspace& workspace) {
   using S = typename Model::Scalar;
   model.forward(batch.tokens, batch.sequences, dylora::batch_ranks(groups, batch.sequences), cache);
   auto logits = cache.logits.view();
@@ -46,7 +46,7 @@ double loss_and_gradients(const Model& model, const Batch& batch, const std::vec
   if (!std::isfinite(loss)) {
     throw dylora::NonFiniteError("output of " + model.first_non_finite(cache) + ": expected finite numbers, got a NaN or an infinity");
   }
-  model.backward(logits, cache, gradients);
+  model.backward(logits, cache, gradients, workspace);
   return loss;
 }
 

@@ -8,6 +8,7 @@
 #include "dylora/adapters/dropout_mask.hpp"
 #include "dylora/adapters/factored.hpp"
 #include "dylora/adapters/factors.hpp"
+#include "dylora/adapters/local_workspace.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/adapters/none.hpp"
 #include "dylora/adapters/stacked.hpp"

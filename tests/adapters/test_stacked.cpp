@@ -300,7 +300,8 @@ TEST_CASE("a stack asks all its slices before it adds anything") {
   randomize<Stack>(gradients, 4);
   const auto gradients_before = values<Stack>(gradients);
   const Matrix<float> dx_before = dx;
-  CHECK_THROWS_SAYING(ShapeError, stack.check_backward(x, dy, cache, gradients), "LowRank::add_backward", "cached h", "expected 3", "got 2");
+  CHECK_THROWS_SAYING(ShapeError, stack.check_backward(x, dy, cache, gradients, Stack::Workspace()), "LowRank::add_backward", "cached h",
+                      "expected 3", "got 2");
   CHECK_THROWS_SAYING(ShapeError, stack.add_backward(x, dy, cache, gradients, dx), "LowRank::add_backward", "cached h", "expected 3",
                       "got 2");
   CHECK(same_bits(values<Stack>(gradients), gradients_before));

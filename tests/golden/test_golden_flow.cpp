@@ -39,6 +39,7 @@ TEMPLATE_TEST_CASE("two projections under one LoRA-Flow gate compute what PyTorc
   typename Linear<S, GatedAdapters<S>>::Cache q_cache, v_cache;
   auto gate_gradients = zeros_like(gate);
   auto q_gradients = zeros_like(q), v_gradients = zeros_like(v);
+  typename Linear<S, GatedAdapters<S>>::Workspace q_workspace, v_workspace;
   Buffer<S> d_weights;
   for (const auto& [name, ranks] : cases) {
     gate.forward(h, ranks, gate_cache);
@@ -51,10 +52,10 @@ TEMPLATE_TEST_CASE("two projections under one LoRA-Flow gate compute what PyTorc
 
     set_zero(gate, gate_gradients);
     d_weights.resize(gate.adapters(), x.cols()).setZero();
-    q_gradients.adapter.d_weights = v_gradients.adapter.d_weights = &d_weights;
+    q_workspace.adapter.d_weights = v_workspace.adapter.d_weights = &d_weights;
     Matrix<S> dx(x.rows(), x.cols()), dh = Matrix<S>::Zero(h.rows(), h.cols());
-    q.set_backward(x, dy_q, q_cache, q_gradients, dx);
-    v.add_backward(x, dy_v, v_cache, v_gradients, dx);
+    q.set_backward(x, dy_q, q_cache, q_gradients, q_workspace, dx);
+    v.add_backward(x, dy_v, v_cache, v_gradients, v_workspace, dx);
     gate.add_backward(h, d_weights.view(), gate_cache, gate_gradients, dh);
     golden::check(dx, file, name + "/dx");
     golden::check(dh, file, name + "/dh");

@@ -53,13 +53,14 @@ void check_model(const T& model, RankSlice rank, const golden::File& batch, cons
                  const std::string& mode) {
   using S = typename T::Scalar;
   typename T::Cache cache;
+  typename T::Workspace workspace;
   auto gradients = zeros_like(model);
   model.forward(batch.integers("tokens"), Sequences(batch.integers("lengths")), rank, cache);
   const Matrix<S> logits = cache.logits.view();
   golden::check(logits, file, at_rank + "/logits");
   const auto loss = cross_entropy(logits, batch.integers("targets"));
   golden::check_number<S>(loss.value, file, at_rank + "/loss");
-  model.backward(loss.gradient, cache, gradients);
+  model.backward(loss.gradient, cache, gradients, workspace);
   check_gradients<T>(gradients, file, at_rank + mode);
 }
 

@@ -28,9 +28,9 @@ std::vector<RankGroup> mixed(RankSlice first, RankSlice second) {
 /// Loss, logits' gradient and gradients of a forward and a backward into cleared gradients.
 template <class Model>
 Vector<double> step(const Model& model, const text::Batch& of, RankSlice rank, typename Model::Cache& cache,
-                    typename Model::Gradients& gradients) {
+                    typename Model::Gradients& gradients, typename Model::Workspace& workspace) {
   set_zero(model, gradients);
-  const double loss = text::loss_and_gradients(model, of, rank, 1, cache, gradients);
+  const double loss = text::loss_and_gradients(model, of, rank, 1, cache, gradients, workspace);
   return joined<double>({Vector<double>::Constant(1, loss), cache.logits.view().reshaped(), values<Model>(gradients)});
 }
 
@@ -62,8 +62,9 @@ TEMPLATE_LIST_TEST_CASE("a GPT's gradients are the differences of its loss, by e
   using Model = typename TestType::Model;
   for (const RankSlice rank : {RankSlice{2}, RankSlice{3, 2}}) {
     typename Model::Cache cache;
+    typename Model::Workspace workspace;
     auto gradients = zeros_like(model);
-    const double loss = text::loss_and_gradients(model, batch, rank, 1, cache, gradients);
+    const double loss = text::loss_and_gradients(model, batch, rank, 1, cache, gradients, workspace);
     CHECK(loss == Approx(mean_cross_entropy(model, batch, rank, cache)).epsilon(1e-13));
     const GradientReport report = compare_with_differences(model, gradients, batch, rank, rank);
     INFO(report.where);
@@ -78,8 +79,9 @@ TEMPLATE_LIST_TEST_CASE("a GPT's gradients are the differences of its loss, by e
   for (const std::vector<RankSlice>& ranks : {std::vector<RankSlice>{1, 3}, {2, RankSlice::none()}}) {
     const std::vector<RankGroup> groups = mixed(ranks[0], ranks[1]);
     typename Model::Cache cache;
+    typename Model::Workspace workspace;
     auto gradients = zeros_like(model);
-    const double loss = text::loss_and_gradients(model, batch, groups, cache, gradients);
+    const double loss = text::loss_and_gradients(model, batch, groups, cache, gradients, workspace);
     const BatchRanks each = BatchRanks::per_sequence(batch.sequences, ranks);
     CHECK(loss == Approx(mean_cross_entropy(model, batch, each, cache)).epsilon(1e-13));
     const GradientReport report = compare_with_differences(model, gradients, batch, each, each.highest());
@@ -93,8 +95,9 @@ TEMPLATE_LIST_TEST_CASE("every parameter that a method trains in a GPT has a gra
   const auto model = trained<TestType>();
   using Model = typename TestType::Model;
   typename Model::Cache cache;
+  typename Model::Workspace workspace;
   auto gradients = zeros_like(model);
-  (void)text::loss_and_gradients(model, batch, 2, 1, cache, gradients);
+  (void)text::loss_and_gradients(model, batch, 2, 1, cache, gradients, workspace);
   const std::vector<std::string> trained_names = names(model);
   REQUIRE_FALSE(trained_names.empty());
   Index visited = 0;
@@ -112,9 +115,10 @@ TEST_CASE("a GPT's gate is all that LoRA-Flow trains, and differences tell where
   const auto model = trained<Flow>();
   CHECK(names(model) == std::vector<std::string>{"h.0.gate.weight", "h.0.gate.bias", "h.1.gate.weight", "h.1.gate.bias"});
   Flow::Model::Cache cache;
+  Flow::Model::Workspace workspace;
   const auto error_without = [&](auto&& lose) {
     auto gradients = zeros_like(model);
-    (void)text::loss_and_gradients(model, batch, 2, 1, cache, gradients);
+    (void)text::loss_and_gradients(model, batch, 2, 1, cache, gradients, workspace);
     lose(gradients);
     return compare_with_differences(model, gradients, batch, 2, 2).error;
   };
@@ -125,41 +129,44 @@ TEST_CASE("a GPT's gate is all that LoRA-Flow trains, and differences tell where
   }
 }
 
-TEMPLATE_LIST_TEST_CASE("a GPT's step has the same bits in a cache and gradients that served another batch", "", Methods) {
+TEMPLATE_LIST_TEST_CASE("a GPT's step has the same bits in a cache, gradients and a workspace that served another batch", "", Methods) {
   const auto model = trained<TestType>();
   using Model = typename TestType::Model;
   typename Model::Cache cache;
+  typename Model::Workspace workspace;
   auto gradients = zeros_like(model);
-  const Vector<double> first = step(model, batch, 2, cache, gradients);
+  const Vector<double> first = step(model, batch, 2, cache, gradients, workspace);
   REQUIRE(first.allFinite());
-  CHECK(same_bits(step(model, batch, 2, cache, gradients), first));
-  CHECK_FALSE(same_bits(step(model, other_batch, 3, cache, gradients), first));
-  CHECK(same_bits(step(model, batch, 2, cache, gradients), first));
+  CHECK(same_bits(step(model, batch, 2, cache, gradients, workspace), first));
+  CHECK_FALSE(same_bits(step(model, other_batch, 3, cache, gradients, workspace), first));
+  CHECK(same_bits(step(model, batch, 2, cache, gradients, workspace), first));
 }
 
 TEMPLATE_LIST_TEST_CASE("a copy of a GPT's cache is a cache of its own", "", Methods) {
   const auto model = trained<TestType>();
   using Model = typename TestType::Model;
   typename Model::Cache fresh, fresh_too;
+  typename Model::Workspace workspace;
   auto gradients = zeros_like(model);
-  const Vector<double> first = step(model, batch, 2, fresh, gradients), second = step(model, other_batch, 3, fresh_too, gradients);
+  const Vector<double> first = step(model, batch, 2, fresh, gradients, workspace);
+  const Vector<double> second = step(model, other_batch, 3, fresh_too, gradients, workspace);
   const Vector<double> of_first = first.tail(parameter_count(model));
 
   auto original = std::make_unique<typename Model::Cache>();
   model.forward(batch.tokens, batch.sequences, 2, *original);
   typename Model::Cache copy = *original;
-  CHECK(same_bits(step(model, other_batch, 3, *original, gradients), second));
+  CHECK(same_bits(step(model, other_batch, 3, *original, gradients, workspace), second));
   Matrix<double> d_logits = copy.logits.view();
   cross_entropy<double>(d_logits, batch.targets, d_logits);
   set_zero(model, gradients);
-  model.backward(d_logits, copy, gradients);
+  model.backward(d_logits, copy, gradients, workspace);
   CHECK(same_bits(values<Model>(gradients), of_first));
   original.reset();
   set_zero(model, gradients);
-  model.backward(d_logits, copy, gradients);
+  model.backward(d_logits, copy, gradients, workspace);
   CHECK(same_bits(values<Model>(gradients), of_first));
-  CHECK(same_bits(step(model, other_batch, 3, copy, gradients), second));
-  CHECK(same_bits(step(model, batch, 2, copy, gradients), first));
+  CHECK(same_bits(step(model, other_batch, 3, copy, gradients, workspace), second));
+  CHECK(same_bits(step(model, batch, 2, copy, gradients, workspace), first));
 }
 
 TEMPLATE_LIST_TEST_CASE("a GPT without its adapters is its base bit for bit, by every method", "", Methods) {

@@ -57,9 +57,10 @@ struct Outcome {
 template <class S>
 Outcome<S> together(const gpt::Gpt<S>& model, const Batch<S>& batch, const std::vector<RankSlice>& ranks) {
   typename gpt::Gpt<S>::Cache cache;
+  typename gpt::Gpt<S>::Workspace workspace;
   auto gradients = zeros_like(model);
   model.forward(batch.tokens, batch.sequences, BatchRanks::per_sequence(batch.sequences, ranks), cache);
-  model.backward(batch.d_logits, cache, gradients);
+  model.backward(batch.d_logits, cache, gradients, workspace);
   return {joined<S>({cache.logits.view().reshaped(), values<gpt::Gpt<S>>(gradients)}), trained_components<gpt::Gpt<S>>(gradients)};
 }
 
@@ -74,9 +75,10 @@ Outcome<S> apart(const gpt::Gpt<S>& model, const Batch<S>& batch, const std::vec
     const Sequences part(lengths);
     const Index begin = batch.sequences.begin(static_cast<Index>(first)), n = part.tokens();
     typename gpt::Gpt<S>::Cache cache;
+    typename gpt::Gpt<S>::Workspace workspace;
     model.forward(std::span(batch.tokens).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(n)), part, ranks[first], cache);
     logits.middleCols(begin, n) = cache.logits.view();
-    model.backward(batch.d_logits.middleCols(begin, n), cache, gradients);
+    model.backward(batch.d_logits.middleCols(begin, n), cache, gradients, workspace);
   }
   return {joined<S>({logits.reshaped(), values<gpt::Gpt<S>>(gradients)}), trained_components<gpt::Gpt<S>>(gradients)};
 }

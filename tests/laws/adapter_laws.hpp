@@ -216,15 +216,17 @@ TEMPLATE_LIST_TEST_CASE("a component reaches no sample of an adapter's batch who
       fill_components<A>(poisoned, nan<S>, spoilt);
       // And NaN from before in every buffer, also where the ranks of this batch leave it unwritten.
       auto cache = fresh_cache<A>();
+      typename A::Workspace workspace;
       Result<A> result{all_nan<S>(c.out, 2 * c.samples), all_nan<S>(c.in, 2 * c.samples), zeros_like(poisoned)};
       poisoned.add_forward(all_nan<S>(c.in, 2 * c.samples), law_rank, cache, result.y);
-      poisoned.add_backward(all_nan<S>(c.in, 2 * c.samples), all_nan<S>(c.out, 2 * c.samples), cache, result.gradients, result.dx);
+      poisoned.add_backward(all_nan<S>(c.in, 2 * c.samples), all_nan<S>(c.out, 2 * c.samples), cache, result.gradients, workspace,
+                            result.dx);
       seed_dropout(cache);
       result.y = Matrix<S>::Zero(c.out, c.samples);
       result.dx = Matrix<S>::Zero(c.in, c.samples);
       set_zero(poisoned, result.gradients);
       poisoned.add_forward(c.x, ranks, cache, result.y);
-      poisoned.add_backward(c.x, c.dy, cache, result.gradients, result.dx);
+      poisoned.add_backward(c.x, c.dy, cache, result.gradients, workspace, result.dx);
       for_each_part(mix, [&](Index begin, Index n, RankSlice rank) {
         if (rank.active <= spoilt) check_same_outputs(result, clean, begin, n);
       });
@@ -291,11 +293,12 @@ TEMPLATE_LIST_TEST_CASE("an adapter's cache is overwritten by each forward and r
   for_each_adapter_case<A>([](const AdapterCase<A>& c) {
     const auto clean = c.run();
     auto cache = fresh_cache<A>();
+    typename A::Workspace workspace;
     auto gradients = zeros_like(c.subject);
-    // A bigger call leaves NaN in every buffer of the cache and of the gradients' workspace.
+    // A bigger call leaves NaN in every buffer of the cache and of the workspace.
     Matrix<S> y = all_nan<S>(c.out, 2 * c.samples), dx = all_nan<S>(c.in, 2 * c.samples);
     c.subject.add_forward(all_nan<S>(c.in, 2 * c.samples), law_rank, cache, y);
-    c.subject.add_backward(all_nan<S>(c.in, 2 * c.samples), all_nan<S>(c.out, 2 * c.samples), cache, gradients, dx);
+    c.subject.add_backward(all_nan<S>(c.in, 2 * c.samples), all_nan<S>(c.out, 2 * c.samples), cache, gradients, workspace, dx);
     seed_dropout(cache);
     y = Matrix<S>::Zero(c.out, c.samples);
     c.subject.add_forward(c.x, c.rank, cache, y);
@@ -303,7 +306,29 @@ TEMPLATE_LIST_TEST_CASE("an adapter's cache is overwritten by each forward and r
     for (int time = 0; time < 2; ++time) {
       set_zero(c.subject, gradients);
       dx = Matrix<S>::Zero(c.in, c.samples);
-      c.subject.add_backward(c.x, c.dy, cache, gradients, dx);
+      c.subject.add_backward(c.x, c.dy, cache, gradients, workspace, dx);
+      CHECK(same_bits(dx, clean.dx));
+      CHECK(same_bits(values<A>(gradients), values<A>(clean.gradients)));
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("what other calls leave in a workspace reaches no backward of an adapter", "[laws]", AdaptersUnderTest) {
+  using A = typename TestType::Type;
+  using S = typename A::Scalar;
+  for_each_adapter_case<A>([](const AdapterCase<A>& c) {
+    const auto clean = c.run();
+    auto cache = fresh_cache<A>();
+    Matrix<S> y = Matrix<S>::Zero(c.out, c.samples);
+    c.subject.add_forward(c.x, c.rank, cache, y);
+    typename A::Workspace workspace;
+    for (const Index samples : {Index{1}, 2 * c.samples}) {
+      auto other_cache = fresh_cache<A>();
+      auto other = zeros_like(c.subject), gradients = zeros_like(c.subject);
+      Matrix<S> other_y = all_nan<S>(c.out, samples), other_dx = all_nan<S>(c.in, samples), dx = Matrix<S>::Zero(c.in, c.samples);
+      c.subject.add_forward(all_nan<S>(c.in, samples), law_rank, other_cache, other_y);
+      c.subject.add_backward(all_nan<S>(c.in, samples), all_nan<S>(c.out, samples), other_cache, other, workspace, other_dx);
+      c.subject.add_backward(c.x, c.dy, cache, gradients, workspace, dx);
       CHECK(same_bits(dx, clean.dx));
       CHECK(same_bits(values<A>(gradients), values<A>(clean.gradients)));
     }

@@ -128,6 +128,16 @@ Result<L> run_over(const L& layer, const MixedBatch<L>& batch, const BatchRanks&
   return result;
 }
 
+/// A forward and a backward that leave NaN in every buffer they use.
+template <class L>
+void backward_through_nan(const L& layer, Index samples, typename L::Cache& cache, typename L::Gradients& gradients,
+                          typename L::Workspace& workspace) {
+  using S = typename L::Scalar;
+  Matrix<S> dx(layer.in_features(), samples);
+  (void)layer.forward(all_nan<S>(layer.in_features(), samples), law_rank, cache);
+  layer.backward(all_nan<S>(layer.out_features(), samples), cache, gradients, workspace, dx);
+}
+
 /// Shows a law on every way to set L up, fresh and trained, whole and cut, at every mix of ranks.
 template <class L, class F>
 void for_each_mixed_layer_case(F&& show) {
@@ -263,12 +273,12 @@ TEMPLATE_LIST_TEST_CASE("a component reaches no sequence of a layer's batch whos
       fill_components<L>(poisoned, nan<S>, spoilt);
       // And NaN from before in every buffer, also where the ranks of this batch leave it unwritten.
       auto cache = fresh_cache<L>();
+      typename L::Workspace workspace;
       auto gradients = zeros_like(poisoned);
-      (void)poisoned.forward(all_nan<S>(layer.in_features(), 2 * batch.x.cols()), law_rank, cache);
-      (void)poisoned.backward(all_nan<S>(layer.out_features(), 2 * batch.x.cols()), cache, gradients);
+      backward_through_nan(poisoned, 2 * batch.x.cols(), cache, gradients, workspace);
       seed_dropout(cache);
-      Result<L> result{forward_over(poisoned, batch.x, batch.sequences, batch.ranks(), cache), {}, zeros_like(poisoned)};
-      result.dx = poisoned.backward(batch.dy, cache, gradients);
+      Result<L> result{forward_over(poisoned, batch.x, batch.sequences, batch.ranks(), cache), batch.x, zeros_like(poisoned)};
+      poisoned.backward(batch.dy, cache, gradients, workspace, result.dx);
       batch.for_each_part([&](Index begin, const Sequences& part, RankSlice rank) {
         if (rank.active <= spoilt) check_same_outputs(result, clean, begin, part.tokens());
       });
@@ -363,11 +373,19 @@ TEMPLATE_LIST_TEST_CASE("a layer's backward without dx has the same gradients bi
                   layer.backward(dy, cache, gradients, no_dx);
                 }) {
     for_each_layer_case<L>([](const LayerCase<L>& c) {
+      const auto clean = c.run();
       auto cache = fresh_cache<L>();
-      (void)c.subject.forward(c.x, c.rank, cache);
+      typename L::Workspace workspace;
       auto gradients = zeros_like(c.subject);
+      backward_through_nan(c.subject, 2 * c.x.cols(), cache, gradients, workspace);
+      seed_dropout(cache);
+      (void)c.subject.forward(c.x, c.rank, cache);
+      set_zero(c.subject, gradients);
+      c.subject.backward(c.dy, cache, gradients, workspace, no_dx);
+      CHECK(same_bits(values<L>(gradients), values<L>(clean.gradients)));
+      set_zero(c.subject, gradients);
       c.subject.backward(c.dy, cache, gradients, no_dx);
-      CHECK(same_bits(values<L>(gradients), values<L>(c.run().gradients)));
+      CHECK(same_bits(values<L>(gradients), values<L>(clean.gradients)));
     });
   }
 }
@@ -392,15 +410,37 @@ TEMPLATE_LIST_TEST_CASE("a layer's cache is overwritten by each forward and read
   for_each_layer_case<L>([](const LayerCase<L>& c) {
     const auto clean = c.run();
     typename L::Cache cache;
+    typename L::Workspace workspace;
     auto gradients = zeros_like(c.subject);
-    // A bigger call leaves NaN in every buffer of the cache and of the gradients' workspace.
-    (void)c.subject.forward(all_nan<S>(c.subject.in_features(), 2 * c.x.cols()), law_rank, cache);
-    (void)c.subject.backward(all_nan<S>(c.subject.out_features(), 2 * c.x.cols()), cache, gradients);
+    // A bigger call leaves NaN in every buffer of the cache and of the workspace.
+    backward_through_nan(c.subject, 2 * c.x.cols(), cache, gradients, workspace);
     seed_dropout(cache);
     CHECK(same_bits(c.subject.forward(c.x, c.rank, cache), clean.y));
     for (int time = 0; time < 2; ++time) {
       set_zero(c.subject, gradients);
-      CHECK(same_bits(c.subject.backward(c.dy, cache, gradients), clean.dx));
+      Matrix<S> dx = all_nan<S>(c.x.rows(), c.x.cols());
+      c.subject.backward(c.dy, cache, gradients, workspace, dx);
+      CHECK(same_bits(dx, clean.dx));
+      CHECK(same_bits(values<L>(gradients), values<L>(clean.gradients)));
+    }
+  });
+}
+
+TEMPLATE_LIST_TEST_CASE("what other calls leave in a workspace reaches no backward of a layer", "[laws]", LayersUnderTest) {
+  using L = typename TestType::Type;
+  using S = typename L::Scalar;
+  for_each_layer_case<L>([](const LayerCase<L>& c) {
+    const auto clean = c.run();
+    auto cache = fresh_cache<L>();
+    (void)c.subject.forward(c.x, c.rank, cache);
+    typename L::Workspace workspace;
+    for (const Index samples : {c.x.cols() - 1, 2 * c.x.cols()}) {
+      auto other_cache = fresh_cache<L>();
+      auto other = zeros_like(c.subject), gradients = zeros_like(c.subject);
+      Matrix<S> dx = all_nan<S>(c.x.rows(), c.x.cols());
+      backward_through_nan(c.subject, samples, other_cache, other, workspace);
+      c.subject.backward(c.dy, cache, gradients, workspace, dx);
+      CHECK(same_bits(dx, clean.dx));
       CHECK(same_bits(values<L>(gradients), values<L>(clean.gradients)));
     }
   });

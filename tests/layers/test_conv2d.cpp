@@ -287,8 +287,9 @@ TEST_CASE("as a projection a convolution sets or adds its gradient to the input,
     c.subject.apply(c.x, {3, 1}, cache, y);
     CHECK(same_bits(y, clean.y));
     auto gradients = zeros_like(c.subject), again = gradients;
-    c.subject.set_backward(c.x, c.dy, cache, gradients, set);
-    c.subject.add_backward(c.x, c.dy, cache, again, added);
+    C::Workspace workspace;
+    c.subject.set_backward(c.x, c.dy, cache, gradients, workspace, set);
+    c.subject.add_backward(c.x, c.dy, cache, again, workspace, added);
     CHECK(same_bits(set, clean.dx));
     CHECK(gap(added, before + clean.dx) < rounding<double>);
     CHECK(same_bits(values<C>(gradients), values<C>(clean.gradients)));
@@ -361,8 +362,9 @@ TEST_CASE("a convolution whose last group refuses its cache has added nothing") 
   auto gradients = zeros_like(conv);
   const Matrix<float> before = noise<float>(conv.in_features(), 1, 3);
   Matrix<float> dx = before;
-  CHECK_THROWS_AS(conv.set_backward(x, dy, cache, gradients, dx), std::invalid_argument);
-  CHECK_THROWS_AS(conv.add_backward(x, dy, cache, gradients, dx), std::invalid_argument);
+  C::Workspace workspace;
+  CHECK_THROWS_AS(conv.set_backward(x, dy, cache, gradients, workspace, dx), std::invalid_argument);
+  CHECK_THROWS_AS(conv.add_backward(x, dy, cache, gradients, workspace, dx), std::invalid_argument);
   CHECK_THROWS_AS(conv.backward(dy, cache, gradients, no_dx), std::invalid_argument);
   CHECK(values<C>(gradients).isZero(0));
   CHECK(same_bits(dx, before));
@@ -379,7 +381,8 @@ TEST_CASE("a backward refuses a cache that was filled before the geometry change
   CHECK_THROWS_SAYING(ShapeError, conv.backward(Matrix<float>(conv.out_features(), 1), cache, gradients), "Conv2d::backward", "rows of x");
   const Matrix<float> other = noise<float>(conv.in_features(), 1, 1);
   Matrix<float> dx(conv.in_features(), 1);
-  CHECK_THROWS_SAYING(ShapeError, conv.set_backward(other, Matrix<float>(conv.out_features(), 1), cache, gradients, dx), "parts",
+  C::Workspace workspace;
+  CHECK_THROWS_SAYING(ShapeError, conv.set_backward(other, Matrix<float>(conv.out_features(), 1), cache, gradients, workspace, dx), "parts",
                       "expected", "got");
   CHECK(values<C>(gradients).isZero(0));
 }

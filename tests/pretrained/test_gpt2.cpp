@@ -275,6 +275,7 @@ TEST_CASE("A pretrained GPT-2 with adapters computes what PyTorch does with the 
     for (const Index rank : {1, 4}) {
       const std::string at_rank = name + '/' + std::to_string(rank);
       Gpt2Model::Cache cache;
+      Gpt2Model::Workspace workspace;
       auto gradients = dylora::zeros_like(model);
       model.forward(file.integers("tokens"), dylora::Sequences(file.integers("lengths")), rank, cache);
       const Matrix<float> logits = cache.logits.view();
@@ -282,7 +283,7 @@ TEST_CASE("A pretrained GPT-2 with adapters computes what PyTorch does with the 
       const auto loss = dylora::cross_entropy(logits, file.integers("targets"));
       golden::check_number<float>(loss.value, file, at_rank + "/loss");
 
-      model.backward(loss.gradient, cache, gradients);
+      model.backward(loss.gradient, cache, gradients, workspace);
       Index checked = 0;
       for_each_adapter(
           [&](const std::string& parameter, const auto& gradient) {

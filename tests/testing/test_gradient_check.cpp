@@ -30,16 +30,17 @@ template <Fault fault>
 struct Faulty : LowRank<double> {
   using typename LowRank<double>::Cache;
   using typename LowRank<double>::Gradients;
+  using typename LowRank<double>::Workspace;
   using Ref = ConstMatrixRef<double>;
 
-  void add_backward(Ref x, Ref dy, const Cache& cache, Gradients& gradients, MatrixRef<double> dx) const {
+  void add_backward(Ref x, Ref dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<double> dx) const {
     RankSlice rank = RankSlice::none();
     cache.ranks.for_each_run(dy.cols(), [&](Index, Index, RankSlice only) { rank = only; });
     const Index b = rank.active, t = rank.trainable_from;
     if (fault == Fault::assigns_A) gradients.A.middleRows(t, b - t).setZero();
     if (fault == Fault::assigns_dx) dx.setZero();
     const RowMatrix<double> before = gradients.A;
-    LowRank<double>::add_backward(x, dy, cache, gradients, dx);
+    LowRank<double>::add_backward(x, dy, cache, gradients, workspace, dx);
     if (fault == Fault::forgets_scale) gradients.A.middleRows(t, b - t) += (1 / scale(b) - 1) * (gradients.A - before).middleRows(t, b - t);
     if (fault == Fault::wrong_sign_in_one) gradients.B(2, b - 1) *= -1;
     if (fault == Fault::touches_inactive) gradients.B(1, 4) += 1e-9;

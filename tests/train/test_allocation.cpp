@@ -7,6 +7,15 @@
 
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/sequences.hpp"
+#include "dylora/layers/conv2d.hpp"
+#include "dylora/layers/layer.hpp"
+#include "dylora/methods/chain/chain.hpp"
+#include "dylora/methods/dora/dora_linear.hpp"
+#include "dylora/methods/lora_flow/flow.hpp"
+#include "dylora/methods/multilora.hpp"
+#include "dylora/methods/nola/nola.hpp"
+#include "dylora/methods/pissa/initialized.hpp"
+#include "dylora/methods/reslora/stack.hpp"
 #include "dylora/ranks/groups.hpp"
 #include "dylora/ranks/plan.hpp"
 #include "dylora/ranks/sampler.hpp"
@@ -104,10 +113,37 @@ Heap steady(Step&& step) {
 #endif
 }
 
-}  // namespace
-
 /// Where memory is seen from outside, so that no compiler may do without it.
 const void* volatile seen;
+
+/// After a backward the gradients of an adapter or a layer own what zeros_like has made and no more: an optimiser that makes its moments in
+/// their image, and a worker who brings its own, copy no scratch memory.
+template <class T>
+void check_gradients_are_parameters(const T& trained) {
+  const Matrix<float> x = noise<float>(trained.in_features(), 6, 1), dy = noise<float>(trained.out_features(), 6, 2);
+  const BatchRanks ranks = BatchRanks::per_sample({3, 3, 1, {3, 2}, RankSlice::none(), 2});
+  auto gradients = zeros_like(trained);
+  const auto owned = [&] {
+    return heap_of([&] {
+             const auto copy = gradients;
+             seen = &copy;
+           }).bytes;
+  };
+  const std::size_t before = owned();
+  auto cache = fresh_cache<T>();
+  typename T::Workspace workspace;
+  Matrix<float> y = Matrix<float>::Zero(dy.rows(), dy.cols()), dx = Matrix<float>::Zero(x.rows(), x.cols());
+  if constexpr (Layer<T>) {
+    trained.forward(x, ranks, cache, y);
+    trained.backward(dy, cache, gradients, workspace, dx);
+  } else {
+    trained.add_forward(x, ranks, cache, y);
+    trained.add_backward(x, dy, cache, gradients, workspace, dx);
+  }
+  CHECK(owned() == before);
+}
+
+}  // namespace
 
 TEST_CASE("the counter sees Eigen's matrices and operator new and reallocation") {
   CHECK(heap_of([] { seen = Matrix<float>(100, 50).data(); }).largest >= 100 * 50 * sizeof(float));
@@ -120,12 +156,38 @@ TEST_CASE("the counter sees Eigen's matrices and operator new and reallocation")
   CHECK(heap_of([] {}).requests == 0);
 }
 
+TEST_CASE("gradients hold parameters and nothing else, whatever backward they have been through") {
+  Rng rng(1);
+  const LowRankOptions options{.max_rank = 3};
+  const Index in = 9, out = 9;
+  const Matrix<float> W = noise<float>(out, in, 3);
+  const LowRank<float> low_rank(noise<float>(3, in, 4), noise<float>(out, 3, 5), options);
+  const auto linear = [&] { return Linear<float>(W, low_rank); };
+  check_gradients_are_parameters(low_rank);
+  check_gradients_are_parameters(Dropout<LowRank<float>>(low_rank, 0.5));
+  check_gradients_are_parameters(Stacked<LowRank<float>>(std::vector{low_rank, low_rank}));
+  check_gradients_are_parameters(Nola<float>(in, out, {.max_rank = 3, .bases = 4}, rng));
+  check_gradients_are_parameters(NolaBases<float>(in, out, {.max_rank = 3, .bases = 4}, rng));
+  check_gradients_are_parameters(MultiLora<float>(in, out, {.max_rank = 3}, rng));
+  check_gradients_are_parameters(Initialized<float>(low_rank.A, low_rank.B, options));
+  check_gradients_are_parameters(Chain<LowRank<float>>({low_rank, low_rank}, options));
+  check_gradients_are_parameters(Flow<float>({low_rank, low_rank}));
+  check_gradients_are_parameters(linear());
+  check_gradients_are_parameters(Linear<float, Dropout<LowRank<float>>>(W, Dropout<LowRank<float>>(low_rank, 0.5)));
+  check_gradients_are_parameters(Conv2d<float>(W, {.in_channels = 1, .image = {5, 5}, .kernel = {3, 3}}, options, rng));
+  check_gradients_are_parameters(Attention<float>(linear(), linear(), linear(), linear(), {.heads = 3}));
+  check_gradients_are_parameters(DoraLinear<float>(W, {.adapter = options}, rng));
+  check_gradients_are_parameters(ResidualStack<float, Shortcut::input>({W, W}, {.adapter = options}, rng));
+  check_gradients_are_parameters(ResidualStack<float, Shortcut::block>({W, W}, {.adapter = options}, rng));
+}
+
 TEST_CASE("a steady training loop of a linear layer allocates nothing as large as an activation") {
   using L = Linear<float>;
   const Index in = 64, out = 48, samples = 80;
   L layer = MakeLayer<L>::make(in, out, true, 8, 1);
   auto gradients = zeros_like(layer);
   L::Cache cache;
+  L::Workspace workspace;
   AdamW optimizer(layer, {.max_norm = 1});
   Rng rng(5);
   const Matrix<float> x = noise<float>(in, samples, 2), target = noise<float>(out, samples, 3);
@@ -138,7 +200,7 @@ TEST_CASE("a steady training loop of a linear layer allocates nothing as large a
       const BatchRanks ranks = i == 2 ? batch_ranks(divide_sequences(Sandwich(1, 8)(0, rng), n), Sequences::equal(n, 1)) : BatchRanks(rank);
       layer.forward(x.leftCols(n), ranks, cache, y.leftCols(n));
       const double loss = mse<float>(y.leftCols(n), target.leftCols(n), dy.leftCols(n), weight);
-      layer.backward(dy.leftCols(n), cache, gradients, dx.leftCols(n));
+      layer.backward(dy.leftCols(n), cache, gradients, workspace, dx.leftCols(n));
       return loss;
     });
   });
@@ -156,6 +218,7 @@ TEST_CASE("a steady training loop of an attention allocates nothing as large as 
               {.heads = 4, .key_value_heads = 2});
   auto gradients = zeros_like(attention);
   L::Cache cache;
+  L::Workspace workspace;
   AdamW optimizer(attention, {.max_norm = 1});
   Rng rng(5);
   const Matrix<float> x = noise<float>(features, sequences.tokens(), 2);
@@ -171,7 +234,7 @@ TEST_CASE("a steady training loop of an attention allocates nothing as large as 
       attention.forward(x.leftCols(n), batch, ranks, cache, y.leftCols(n));
       const std::span<const Index> wanted(targets.data(), static_cast<std::size_t>(n));
       const double loss = cross_entropy<float>(y.leftCols(n), wanted, y.leftCols(n), {.weight = weight});
-      attention.backward(y.leftCols(n), cache, gradients, dx.leftCols(n));
+      attention.backward(y.leftCols(n), cache, gradients, workspace, dx.leftCols(n));
       return loss;
     });
   });

@@ -16,27 +16,31 @@
 /// What a layer, a file or an optimiser asks of an adapter. A type needs no base class and no registration: whatever answers these calls fits.
 namespace dylora {
 
-/// A trainable correction Δ of a frozen weight. Both verbs add into their outputs. check_backward(x, dy, cache, gradients) throws what
-/// add_backward would throw for these arguments, and touches nothing: who adds with several adapters asks them all first. It is not asked
-/// about dx, which is the caller's, in × n.
+/// A trainable correction Δ of a frozen weight. Both verbs add into their outputs. What a call keeps is the caller's: the Cache, what a
+/// forward leaves for its backward; the Gradients, nothing but what is shaped as a parameter; the Workspace, the scratch memory of a
+/// backward, whose contents matter to no other call. One workspace serves any number of calls, one at a time, and allocates only when it
+/// grows.
+///
+/// check_backward(x, dy, cache, gradients, workspace) throws what add_backward would throw for these arguments, and touches nothing: who
+/// adds with several adapters asks them all first. It is not asked about dx, which is the caller's, in × n.
 ///
 /// Its parameters may be cut to their first b components (ranks/truncate.hpp): it then still accepts every rank up to max_rank, and computes
 /// at those above b what it does at b.
 template <class A>
 concept Adapter = Trainable<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, MatrixRef<typename A::Scalar> out,
                                            const BatchRanks& ranks, typename A::Cache& cache, const typename A::Cache& filled,
-                                           typename A::Gradients& gradients) {
+                                           typename A::Gradients& gradients, typename A::Workspace& workspace) {
   { adapter.in_features() } -> std::same_as<Index>;
   { adapter.out_features() } -> std::same_as<Index>;
   { adapter.max_rank() } -> std::same_as<Index>;
-  adapter.add_forward(in, ranks, cache, out);            // (x, …, y)           y += Δ(x), each column at its rank
-  adapter.add_backward(in, in, filled, gradients, out);  // (x, dy, …, dx)      gradients += ∂/∂θ, dx += ∂/∂x
-  adapter.check_backward(in, in, filled, std::as_const(gradients));
+  adapter.add_forward(in, ranks, cache, out);                       // (x, …, y)           y += Δ(x), each column at its rank
+  adapter.add_backward(in, in, filled, gradients, workspace, out);  // (x, dy, …, dx)      gradients += ∂/∂θ, dx += ∂/∂x
+  adapter.check_backward(in, in, filled, std::as_const(gradients), std::as_const(workspace));
 };
 
-/// An adapter, a projection or a layer whose cache needs nothing from the caller, so that it can be called with one that was just made, or
-/// without. Others declare `static constexpr bool needs_linked_cache = true;`: their caller connects the cache to what lies outside of it, before
-/// each forward or once for all.
+/// An adapter, a projection or a layer whose cache and workspace need nothing from the caller, so that it can be called with some that were
+/// just made, or without. Others declare `static constexpr bool needs_linked_cache = true;`: their caller connects the cache to what lies
+/// outside of it, before each forward or once for all, and the workspace before each backward.
 template <class T>
 concept SelfContained = !requires { requires T::needs_linked_cache; };
 
@@ -45,12 +49,12 @@ concept SelfContained = !requires { requires T::needs_linked_cache; };
 template <class A>
 concept FactoredAdapter =
     Adapter<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, const BatchRanks& ranks, typename A::Cache& cache,
-                           const typename A::Cache& filled, typename A::Gradients& gradients,
+                           const typename A::Cache& filled, typename A::Gradients& gradients, typename A::Workspace& workspace,
                            void (*f)(Index, Index, const LowRankTerm<typename A::Scalar>&)) {
-      adapter.prepare_forward(in, ranks, cache);             // (x, …)
-      adapter.for_each_forward_term(filled, f);              // y += each
-      adapter.prepare_backward(in, in, filled, gradients);   // (x, dy, …)    gradients += ∂/∂θ
-      adapter.for_each_backward_term(filled, gradients, f);  // dx += each
+      adapter.prepare_forward(in, ranks, cache);                             // (x, …)
+      adapter.for_each_forward_term(filled, f);                              // y += each
+      adapter.prepare_backward(in, in, filled, gradients, workspace);        // (x, dy, …)    gradients += ∂/∂θ
+      adapter.for_each_backward_term(filled, std::as_const(workspace), f);  // dx += each
     };
 
 /// A frozen weight `base` and the `adapter` that corrects it.

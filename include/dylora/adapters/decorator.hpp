@@ -7,6 +7,7 @@
 
 #include "dylora/adapters/adapter.hpp"
 #include "dylora/adapters/factors.hpp"
+#include "dylora/adapters/local_workspace.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
@@ -18,12 +19,13 @@ namespace dylora {
 ///
 ///     struct Observed : Decorator<Observed<Inner>, Inner>
 ///
-/// The verbs take the inner adapter's Cache. A decorator with a Cache of its own has to have all verbs, and is no FactoredAdapter unless it
-/// has the parts too. Its Gradients are the inner adapter's, or hold them as `inner`.
+/// The verbs take the inner adapter's Cache and Workspace. A decorator with a Cache of its own has to have all verbs, and is no
+/// FactoredAdapter unless it has the parts too. Its Gradients are the inner adapter's, or hold them as `inner`.
 template <class Derived, class Inner>
   requires Adapter<Inner>
-struct Decorator {
+struct Decorator : LocalWorkspace<Derived, typename Inner::Scalar> {
   using S = typename Inner::Scalar;
+  using Workspace = typename Inner::Workspace;
 
   static constexpr bool needs_linked_cache = !SelfContained<Inner>;
 
@@ -34,14 +36,16 @@ struct Decorator {
   void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, typename Inner::Cache& cache, MatrixRef<S> y) const {
     wrapped().add_forward(x, ranks, cache, y);
   }
+  using LocalWorkspace<Derived, S>::add_backward;
   template <class Gradients>
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const typename Inner::Cache& cache, Gradients& gradients,
-                    MatrixRef<S> dx) const {
-    wrapped().add_backward(x, dy, cache, of_inner(gradients), dx);
+                    Workspace& workspace, MatrixRef<S> dx) const {
+    wrapped().add_backward(x, dy, cache, of_inner(gradients), workspace, dx);
   }
   template <class Gradients>
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const typename Inner::Cache& cache, const Gradients& gradients) const {
-    wrapped().check_backward(x, dy, cache, of_inner(gradients));
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const typename Inner::Cache& cache, const Gradients& gradients,
+                      const Workspace& workspace) const {
+    wrapped().check_backward(x, dy, cache, of_inner(gradients), workspace);
   }
 
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, typename Inner::Cache& cache) const
@@ -56,16 +60,17 @@ struct Decorator {
     wrapped().for_each_forward_term(cache, f);
   }
   template <class Gradients>
-  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const typename Inner::Cache& cache, Gradients& gradients) const
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const typename Inner::Cache& cache, Gradients& gradients,
+                        Workspace& workspace) const
     requires FactoredAdapter<Inner>
   {
-    wrapped().prepare_backward(x, dy, cache, of_inner(gradients));
+    wrapped().prepare_backward(x, dy, cache, of_inner(gradients), workspace);
   }
-  template <class Gradients, class F>
-  void for_each_backward_term(const typename Inner::Cache& cache, const Gradients& gradients, F&& f) const
+  template <class F>
+  void for_each_backward_term(const typename Inner::Cache& cache, const Workspace& workspace, F&& f) const
     requires FactoredAdapter<Inner>
   {
-    wrapped().for_each_backward_term(cache, of_inner(gradients), f);
+    wrapped().for_each_backward_term(cache, workspace, f);
   }
 
   Matrix<S> delta(RankSlice rank) const

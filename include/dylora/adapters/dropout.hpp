@@ -39,7 +39,11 @@ struct Dropout : Decorator<Dropout<Inner>, Inner> {
 
   struct Gradients {
     typename Inner::Gradients inner;
-    Buffer<S> dx;  // workspace of add_backward
+  };
+
+  struct Workspace {
+    typename Inner::Workspace inner;
+    Buffer<S> dx;  // of M ∘ x
   };
 
   struct Cache {
@@ -66,21 +70,25 @@ struct Dropout : Decorator<Dropout<Inner>, Inner> {
     inner.add_forward(cache.mask.x(), ranks, cache.inner, y);
   }
 
+  using Decorator<Dropout, Inner>::add_backward;
+
   /// dx += M ∘ ∂Δ/∂(M ∘ x); gradients += those of the inner adapter at M ∘ x.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    if (!cache.dropped) return inner.add_backward(x, dy, cache.inner, gradients.inner, dx);
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
+    if (!cache.dropped) return inner.add_backward(x, dy, cache.inner, gradients.inner, workspace.inner, dx);
     const auto dropped_x = cache.mask.x();
     require_equal(dx.rows(), dropped_x.rows(), "Dropout::add_backward: rows of dx");
     require_equal(dx.cols(), dropped_x.cols(), "Dropout::add_backward: samples in dx");
-    auto dropped_dx = gradients.dx.resize(dx.rows(), dx.cols());
+    auto dropped_dx = workspace.dx.resize(dx.rows(), dx.cols());
     dropped_dx.setZero();
-    inner.add_backward(dropped_x, dy, cache.inner, gradients.inner, dropped_dx);
+    inner.add_backward(dropped_x, dy, cache.inner, gradients.inner, workspace.inner, dropped_dx);
     cache.mask.add_backward(dropped_dx, dx);
   }
 
   /// Throws as the inner adapter's, for x as it was dropped.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
-    inner.check_backward(cache.dropped ? ConstMatrixRef<S>(cache.mask.x()) : x, dy, cache.inner, gradients.inner);
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& workspace) const {
+    inner.check_backward(cache.dropped ? ConstMatrixRef<S>(cache.mask.x()) : x, dy, cache.inner, gradients.inner, workspace.inner);
   }
 
   static void members(const auto& f, auto&... t) {

@@ -5,6 +5,7 @@
 #include <concepts>
 #include <string_view>
 
+#include "dylora/adapters/local_workspace.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/named.hpp"
@@ -24,17 +25,21 @@ namespace dylora {
 ///
 ///     static constexpr std::string_view name      what messages begin with
 ///     Cache with ranks and samples                those that prepare_forward was called with, ranks no higher than components()
+///     Workspace                                   what lies between prepare_backward and for_each_backward_term
 ///     in_features, out_features, max_rank         as every Adapter; and components(), unless it has a check_backward of its own
 ///     prepare_forward(x, ranks, cache)            calls check_forward, fills the cache (overwritten)
 ///     for_each_forward_term(cache, f)             f(begin, n, term) for each run of n columns: y[:, begin : begin + n] is to have the term
 ///                                                 (out × n) added; it may refer to the adapter and the cache
-///     prepare_backward(x, dy, cache, gradients)   calls check_backward, adds to the gradients and keeps beside them what the terms need
-///     for_each_backward_term(cache, gradients, f) the same for dx, after prepare_backward with this cache and these gradients
+///     prepare_backward(x, dy, cache, gradients, workspace)
+///                                                 calls check_backward, adds to the gradients, leaves in the workspace what the terms need
+///     for_each_backward_term(cache, workspace, f) the same for dx, after prepare_backward with this cache and this workspace
 ///
 /// A layer calls the parts itself where its frozen weight can take a term along (layers/linear.hpp). An adapter that has more to refuse than
 /// check_call does has a check_backward of its own, which hides this one and calls check_call. Nothing here is virtual or stored.
 template <class Derived, std::floating_point S>
-struct Factored {
+struct Factored : LocalWorkspace<Derived, S> {
+  using LocalWorkspace<Derived, S>::add_backward;
+
   /// y += Δ_b(x), where b is the rank of each column.
   ///
   /// x in × n, keep it until add_backward; y out × n, added to; cache overwritten. Throws ShapeError if x or y do not fit,
@@ -52,21 +57,23 @@ struct Factored {
   /// The vector-Jacobian product of add_forward at the cached ranks, run after run; its formula is beside the adapter's prepare_backward.
   ///
   /// x and dy as in add_forward; gradients and dx (in × n) are added to. Throws ShapeError, with nothing added, if something does not fit or
-  /// the cache was not filled. Costs what prepare_backward does and the product of each term.
-  template <class Cache, class Gradients>
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    self().check_backward(x, dy, cache, gradients);
+  /// the cache was not filled. Costs what prepare_backward does and the product of each term. Allocates only when the workspace grows.
+  template <class Cache, class Gradients, class Workspace>
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
+    self().check_backward(x, dy, cache, gradients, workspace);
     require_equal(dx.rows(), self().in_features(), named<"::add_backward: rows of dx">());
     require_equal(dx.cols(), dy.cols(), named<"::add_backward: samples in dx">());
-    self().prepare_backward(x, dy, cache, gradients);
-    self().for_each_backward_term(cache, gradients, [&](Index begin, Index n, const LowRankTerm<S>& term) {
+    self().prepare_backward(x, dy, cache, gradients, workspace);
+    self().for_each_backward_term(cache, workspace, [&](Index begin, Index n, const LowRankTerm<S>& term) {
       add_product(dx.middleCols(begin, n), term.left, term.right, term.scale);
     });
   }
 
   /// Throws what add_backward would throw for these arguments, and touches nothing.
-  template <class Cache, class Gradients>
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  template <class Cache, class Gradients, class Workspace>
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& /*workspace*/) const {
     check_call(x, dy, cache, gradients, self().components());
   }
 

@@ -50,6 +50,9 @@ struct LowRank : Factored<LowRank<S>, S> {
   struct Gradients {
     Gradient<RowMatrix<S>> A;
     Gradient<Matrix<S>> B;
+  };
+
+  struct Workspace {
     Buffer<S> dh;  // s · B_bᵀ · dy, from prepare_backward to for_each_backward_term
   };
 
@@ -111,7 +114,8 @@ struct LowRank : Factored<LowRank<S>, S> {
   }
 
   /// Throws as Factored's, and ShapeError if A and B disagree about the rank or the cache is of another.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& /*workspace*/) const {
     this->check_call(x, dy, cache, gradients, components());
     check_factors();
     require_equal(cache.h.rows(), cache.ranks.highest(), "LowRank::add_backward: rank of the cached h");
@@ -122,13 +126,13 @@ struct LowRank : Factored<LowRank<S>, S> {
   ///     y = s B_b h         dB[:, t:b] += s · dy · h[t:b]ᵀ      dh = s · B_bᵀ · dy
   ///     h = A_b x           dA[t:b, :] += dh[t:b] · xᵀ          dx += A_bᵀ · dh
   ///
-  /// dh is kept beside the gradients. The frozen prefix [0, t) still passes gradient to x. Costs 2·b·n·(in + 2·out) flops at t = 0, and the
-  /// term 2·b·n·in.
-  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    check_backward(x, dy, cache, gradients);
+  /// dh is left in the workspace. The frozen prefix [0, t) still passes gradient to x. Costs 2·b·n·(in + 2·out) flops at t = 0, and the
+  /// term 2·b·n·in. Allocates only when the workspace grows.
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+    check_backward(x, dy, cache, gradients, workspace);
     const BatchRanks& ranks = cache.ranks;
     const auto h = cache.h.view();
-    auto dh = gradients.dh.resize(ranks.highest(), dy.cols());
+    auto dh = workspace.dh.resize(ranks.highest(), dy.cols());
     ranks.for_each_run(dy.cols(), [&](Index begin, Index n, RankSlice rank) {
       const Index b = rank.active, t = rank.trainable_from, trained = rank.trainable();
       if (b == 0) return;
@@ -145,8 +149,8 @@ struct LowRank : Factored<LowRank<S>, S> {
   }
 
   template <class F>
-  void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const {
-    const auto dh = gradients.dh.view();
+  void for_each_backward_term(const Cache& cache, const Workspace& workspace, F&& f) const {
+    const auto dh = workspace.dh.view();
     cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
       f(begin, n, LowRankTerm<S>{A.topRows(rank.active).transpose(), dh.block(0, begin, rank.active, n)});
     });

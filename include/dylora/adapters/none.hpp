@@ -3,6 +3,7 @@
 
 #include <concepts>
 
+#include "dylora/adapters/local_workspace.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/rank_slice.hpp"
@@ -16,10 +17,11 @@ namespace dylora {
 ///     using Frozen = Linear<float, NoAdapter<float>>;
 ///     Attention<float, Linear<float>, Frozen, Linear<float>, Frozen> attention(q, k, v, o, {.heads = 4});   // adapters on q and v
 template <std::floating_point S>
-struct NoAdapter {
+struct NoAdapter : LocalWorkspace<NoAdapter<S>, S> {
   using Scalar = S;
   struct Options {};
   struct Gradients {};
+  struct Workspace {};
   struct Cache {
     Index samples = 0;
   };
@@ -31,11 +33,14 @@ struct NoAdapter {
   Index max_rank() const { return 0; }
 
   void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> /*y*/) const { prepare_forward(x, ranks, cache); }
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> /*dx*/) const {
-    check_backward(x, dy, cache, gradients);
+  using LocalWorkspace<NoAdapter, S>::add_backward;
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> /*dx*/) const {
+    check_backward(x, dy, cache, gradients, workspace);
   }
   /// Throws ShapeError unless the cache was filled with as many samples.
-  void check_backward(ConstMatrixRef<S> /*x*/, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& /*gradients*/) const {
+  void check_backward(ConstMatrixRef<S> /*x*/, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& /*gradients*/,
+                      const Workspace& /*workspace*/) const {
     require_equal(dy.cols(), cache.samples, "NoAdapter::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
   }
 
@@ -44,11 +49,11 @@ struct NoAdapter {
   void for_each_forward_term(const Cache& cache, F&& f) const {
     f(Index{0}, cache.samples, LowRankTerm<S>::none(out_features_, cache.samples));
   }
-  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    check_backward(x, dy, cache, gradients);
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+    check_backward(x, dy, cache, gradients, workspace);
   }
   template <class F>
-  void for_each_backward_term(const Cache& cache, const Gradients& /*gradients*/, F&& f) const {
+  void for_each_backward_term(const Cache& cache, const Workspace& /*workspace*/, F&& f) const {
     f(Index{0}, cache.samples, LowRankTerm<S>::none(in_features_, cache.samples));
   }
 

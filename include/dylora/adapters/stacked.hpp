@@ -14,6 +14,7 @@
 
 #include "dylora/adapters/adapter.hpp"
 #include "dylora/adapters/factors.hpp"
+#include "dylora/adapters/local_workspace.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
@@ -39,7 +40,7 @@ struct StackedOptions {
 /// A slice that has fewer components than b uses all it has. Dropout goes around it, Dropout<Stacked<…>>: one mask for all slices.
 template <class Inner>
   requires Adapter<Inner>
-struct Stacked {
+struct Stacked : LocalWorkspace<Stacked<Inner>, typename Inner::Scalar> {
   using Scalar = typename Inner::Scalar;
   using S = Scalar;
   using Options = StackedOptions<typename Inner::Options>;
@@ -47,6 +48,10 @@ struct Stacked {
 
   struct Gradients {
     std::vector<typename Inner::Gradients> slices;
+  };
+
+  struct Workspace {
+    std::vector<typename Inner::Workspace> slices;  // at least as many once it was used
   };
 
   /// Filled by one add_forward, read by any number of add_backward.
@@ -91,27 +96,34 @@ struct Stacked {
     cache.samples = x.cols();
   }
 
+  using LocalWorkspace<Stacked, S>::add_backward;
+
   /// The vector-Jacobian product of add_forward at the cached ranks: each slice's, from its rows of dy. Throws ShapeError, with nothing
   /// added, if something does not fit or the cache was not filled.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    check_backward(x, dy, cache, gradients);
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
+    check_backward(x, dy, cache, gradients, workspace);
     require_equal(dx.rows(), in_features(), "Stacked::add_backward: rows of dx");
     require_equal(dx.cols(), dy.cols(), "Stacked::add_backward: samples in dx");
+    if (workspace.slices.size() < slices.size()) workspace.slices.resize(slices.size());
     for_each_slice([&](std::size_t i, Index begin, Index rows) {
-      slices[i].add_backward(x, dy.middleRows(begin, rows), cache.slices[i], gradients.slices[i], dx);
+      slices[i].add_backward(x, dy.middleRows(begin, rows), cache.slices[i], gradients.slices[i], workspace.slices[i], dx);
     });
   }
 
   /// Asks every slice.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& workspace) const {
     require_equal(dy.rows(), out_features(), "Stacked::add_backward: rows of dy");
     require_equal(dy.cols(), cache.samples, "Stacked::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
     require_equal(static_cast<Index>(cache.slices.size()), static_cast<Index>(slices.size()), "Stacked::add_backward: slices in the cache");
     require_equal(x.rows(), in_features(), "Stacked::add_backward: rows of x");
     require_equal(x.cols(), dy.cols(), "Stacked::add_backward: samples in x");
     require_shapes(*this, "Stacked::add_backward: gradient of", gradients);
+    const typename Inner::Workspace fresh{};
     for_each_slice([&](std::size_t i, Index begin, Index rows) {
-      slices[i].check_backward(x, dy.middleRows(begin, rows), cache.slices[i], gradients.slices[i]);
+      slices[i].check_backward(x, dy.middleRows(begin, rows), cache.slices[i], gradients.slices[i],
+                               i < workspace.slices.size() ? workspace.slices[i] : fresh);
     });
   }
 

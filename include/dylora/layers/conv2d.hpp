@@ -64,7 +64,11 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
 
   struct Gradients {
     std::vector<typename P::Gradients> groups;
-    Buffer<S> patches, dy, d_patches;  // workspaces of backward
+  };
+
+  struct Workspace {
+    typename P::Workspace group;       // which the groups take turns with
+    Buffer<S> patches, dy, d_patches;  // of some positions
   };
 
   /// Filled by one forward or apply, read by any number of backward.
@@ -74,7 +78,7 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
     Index samples = 0;
     std::size_t used = 0;                  // of the parts
     std::vector<typename P::Cache> parts;  // of some positions each, group after group
-    Buffer<S> patches, y;                  // workspaces of apply
+    Buffer<S> patches, y;                  // scratch memory of apply
   };
 
   Unfold unfold;
@@ -138,8 +142,9 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
     cache.samples = x.cols();
   }
 
-  /// Throws what a backward would throw for this x, dy, cache and gradients, and touches nothing.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  /// Throws what a backward would throw for these arguments, and touches nothing.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& workspace) const {
     require_equal(dy.rows(), out_features(), "Conv2d::backward: rows of dy");
     require_equal(dy.cols(), cache.samples, "Conv2d::backward: samples in dy, against the cache (was it filled by forward?)");
     require_equal(x.rows(), in_features(), "Conv2d::backward: rows of x");
@@ -150,26 +155,29 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
     require_equal(static_cast<Index>(cache.used), parts, "Conv2d::backward: parts in the cache");
     for_each_part(dy.cols(), cache.ranks, [&](std::size_t part, std::size_t group, Index, Index count, RankSlice) {
       groups[group].check_backward(detail::of_shape<S>(unfold.patch_size(group_channels()), count),
-                                   detail::of_shape<S>(groups[group].out_features(), count), cache.parts[part], gradients.groups[group]);
+                                   detail::of_shape<S>(groups[group].out_features(), count), cache.parts[part], gradients.groups[group],
+                                   workspace.group);
     });
   }
 
   /// The backward of apply, with the same x: gradients += ∂/∂θ, at the ranks of the cached forward, and dx = the convolution transposed, of dy
   /// with W + Δ_b. dy out_features × n; dx in_features × n, overwritten. Throws ShapeError, with nothing added, if something does not fit or the
   /// cache was not filled.
-  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    backward_into<detail::Dx::set>(x, dy, cache, gradients, dx);
+  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
+    backward_into<detail::Dx::set>(x, dy, cache, gradients, workspace, dx);
   }
 
   /// The same, but dx is added to, as where several projections read one x.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    backward_into<detail::Dx::add>(x, dy, cache, gradients, dx);
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
+    backward_into<detail::Dx::add>(x, dy, cache, gradients, workspace, dx);
   }
 
   /// The same without dx.
-  void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+  void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
     Matrix<S> none;
-    backward_into<detail::Dx::none>(x, dy, cache, gradients, none);
+    backward_into<detail::Dx::none>(x, dy, cache, gradients, workspace, none);
   }
 
   /// The convolution with W + Δ_b, frozen; this one stays as it is. Throws std::invalid_argument for the rank.
@@ -242,23 +250,24 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
   }
 
   template <detail::Dx what>
-  void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+  void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                     MatrixRef<S> dx) const {
     if constexpr (what != detail::Dx::none) {
       require_equal(dx.rows(), in_features(), "Conv2d::backward: rows of dx");
       require_equal(dx.cols(), dy.cols(), "Conv2d::backward: samples in dx");
     }
-    check_backward(x, dy, cache, gradients);
+    check_backward(x, dy, cache, gradients, workspace);
     if constexpr (what == detail::Dx::set) dx.setZero();
     for_each_part(dy.cols(), cache.ranks, [&](std::size_t part, std::size_t group, Index begin, Index count, RankSlice) {
-      auto patches = gradients.patches.resize(unfold.patch_size(group_channels()), count);
-      auto dy_of_part = gradients.dy.resize(groups[group].out_features(), count);
+      auto patches = workspace.patches.resize(unfold.patch_size(group_channels()), count);
+      auto dy_of_part = workspace.dy.resize(groups[group].out_features(), count);
       unfold.template gather<S>(x, first_channel(group), group_channels(), begin, patches);
       unfold.template take_output<S>(dy, first_output(group), begin, dy_of_part);
       if constexpr (what == detail::Dx::none) {
-        groups[group].add_gradients(patches, dy_of_part, cache.parts[part], gradients.groups[group]);
+        groups[group].add_gradients(patches, dy_of_part, cache.parts[part], gradients.groups[group], workspace.group);
       } else {
-        auto d_patches = gradients.d_patches.resize(patches.rows(), count);
-        groups[group].set_backward(patches, dy_of_part, cache.parts[part], gradients.groups[group], d_patches);
+        auto d_patches = workspace.d_patches.resize(patches.rows(), count);
+        groups[group].set_backward(patches, dy_of_part, cache.parts[part], gradients.groups[group], workspace.group, d_patches);
         unfold.template add_scatter<S>(d_patches, first_channel(group), group_channels(), begin, dx);
       }
     });

@@ -45,6 +45,10 @@ struct Embedding {
     typename LowRank<S>::Gradients adapter;
   };
 
+  struct Workspace {
+    Buffer<S> dh;  // s · B_bᵀ · dy
+  };
+
   /// Filled by one forward, read by any number of backward.
   struct Cache {
     std::vector<Index> ids;
@@ -118,14 +122,14 @@ struct Embedding {
   ///
   /// dy width × n. A token that occurs several times adds as often, in the order of the batch; the columns of A that no id names are not
   /// touched. Throws ShapeError if dy does not fit, or the cache was not filled or is of another
-  /// vocabulary. Costs 4·b·n·width flops.
-  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+  /// vocabulary. Costs 4·b·n·width flops; allocates only when the workspace grows.
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
     const Index n = dy.cols();
     check_backward(dy, cache, gradients);
     auto& dA = gradients.adapter.A;
     auto& dB = gradients.adapter.B;
     const auto h = cache.h.view();
-    auto dh = gradients.adapter.dh.resize(cache.ranks.highest(), n);
+    auto dh = workspace.dh.resize(cache.ranks.highest(), n);
     cache.ranks.for_each_run(n, [&](Index begin, Index count, RankSlice rank) {
       const Index b = rank.active, t = rank.trainable_from, trained = rank.trainable();
       if (trained > 0) {
@@ -137,6 +141,12 @@ struct Embedding {
       dA.components.insert(rank);
       dB.components.insert(rank);
     });
+  }
+
+  /// The same in a workspace of its own: allocates its scratch memory.
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+    Workspace workspace;
+    backward(dy, cache, gradients, workspace);
   }
 
   /// W + Δ_b as a new table; this one stays as it is. Throws std::invalid_argument for the rank.

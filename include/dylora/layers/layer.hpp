@@ -2,6 +2,7 @@
 #define DYLORA_LAYERS_LAYER_HPP
 
 #include <concepts>
+#include <utility>
 
 #include "dylora/adapters/adapter.hpp"
 #include "dylora/core/batch_ranks.hpp"
@@ -16,10 +17,12 @@ namespace dylora {
 /// Something that maps and differentiates, and keeps what its backward needs in a cache that the caller owns: what users call, and what to
 /// model when writing a layer. max_rank is the largest rank that forward accepts, 0 if it has no adapter and takes any; a part of it that
 /// has fewer components uses all it has. Outputs must not overlap inputs. Backward is the vector-Jacobian product: the gradient of ⟨forward(x), dy⟩.
+/// Its scratch memory is in a workspace of the caller's, as an adapter's is.
 template <class L>
 concept Layer = Trainable<L> &&
                 requires(const L& layer, ConstMatrixRef<typename L::Scalar> in, MatrixRef<typename L::Scalar> out, const BatchRanks& ranks,
-                         typename L::Cache& cache, const typename L::Cache& filled, typename L::Gradients& gradients) {
+                         typename L::Cache& cache, const typename L::Cache& filled, typename L::Gradients& gradients,
+                         typename L::Workspace& workspace) {
                   { layer.in_features() } -> std::same_as<Index>;
                   { layer.out_features() } -> std::same_as<Index>;
                   { layer.max_rank() } -> std::same_as<Index>;
@@ -27,7 +30,7 @@ concept Layer = Trainable<L> &&
                   { layer.forward(in, ranks, cache) } -> std::same_as<Matrix<typename L::Scalar>>;
                   { layer.backward(in, filled, gradients) } -> std::same_as<Matrix<typename L::Scalar>>;
                   layer.forward(in, ranks, cache, out);
-                  layer.backward(in, filled, gradients, out);
+                  layer.backward(in, filled, gradients, workspace, out);
                 };
 
 /// A layer that can also work on an input which the caller keeps, so that an activation read by several projections is stored once: what
@@ -37,18 +40,18 @@ concept Layer = Trainable<L> &&
 template <class P>
 concept Projection = Trainable<P> && requires(const P& projection, ConstMatrixRef<typename P::Scalar> in, MatrixRef<typename P::Scalar> out,
                                               const BatchRanks& ranks, typename P::Cache& cache, const typename P::Cache& filled,
-                                              typename P::Gradients& gradients) {
+                                              typename P::Gradients& gradients, typename P::Workspace& workspace) {
   { projection.in_features() } -> std::same_as<Index>;
   { projection.out_features() } -> std::same_as<Index>;
   { projection.max_rank() } -> std::same_as<Index>;
-  projection.apply(in, ranks, cache, out);                  // (x, …, y)         y = projection(x)
-  projection.check_backward(in, in, filled, gradients);     // (x, dy, …)        reads shapes alone
-  projection.set_backward(in, in, filled, gradients, out);  // (x, dy, …, dx)    gradients += ∂/∂θ, dx = ∂/∂x
-  projection.add_backward(in, in, filled, gradients, out);  //                   gradients += ∂/∂θ, dx += ∂/∂x
-  projection.add_gradients(in, in, filled, gradients);      // (x, dy, …)        gradients += ∂/∂θ alone
+  projection.apply(in, ranks, cache, out);                             // (x, …, y)         y = projection(x)
+  projection.set_backward(in, in, filled, gradients, workspace, out);  // (x, dy, …, dx)    gradients += ∂/∂θ, dx = ∂/∂x
+  projection.add_backward(in, in, filled, gradients, workspace, out);  //                   gradients += ∂/∂θ, dx += ∂/∂x
+  projection.add_gradients(in, in, filled, gradients, workspace);      // (x, dy, …)        gradients += ∂/∂θ alone
+  projection.check_backward(in, in, filled, std::as_const(gradients), std::as_const(workspace));  // of x and dy, reads shapes alone
 };
 
-/// In the place of dx, where nothing below the layer learns: layer.backward(dy, cache, gradients, no_dx).
+/// In the place of dx, where nothing below the layer learns: layer.backward(dy, cache, gradients, workspace, no_dx).
 struct NoInputGradient {};
 inline constexpr NoInputGradient no_dx;
 
@@ -70,8 +73,9 @@ Eigen::Map<const Matrix<S>> of_shape(Index rows, Index cols) {
 ///     forward  = apply, then a copy of x into cache.x
 ///     backward = set_backward, or add_gradients, with that copy
 ///
-/// A base of the layer, struct Linear : KeepsInput<Linear<S>, S>. The layer has a Cache with a Buffer<S> x, which its apply empties, and a name
-/// that messages begin with.
+/// and for a caller that has no workspace, the same with one of its own, which it allocates at each call. A base of the layer, struct
+/// Linear : KeepsInput<Linear<S>, S>. The layer has a Cache with a Buffer<S> x, which its apply empties, and a name that messages begin
+/// with.
 template <class Derived, std::floating_point S>
 struct KeepsInput {
   /// y, for inference. x in × n; b ≤ max_rank, one for all columns or one for each run of them; returns out × n.
@@ -103,29 +107,48 @@ struct KeepsInput {
     cache.x.assign(x);
   }
 
-  /// The vector-Jacobian product of the cached forward: gradients are added to; returns dx.
+  /// The vector-Jacobian product of the cached forward: gradients are added to, dx is overwritten.
   ///
-  /// dy out × n; returns in × n. Throws ShapeError, with nothing added, if dy does not fit or the cache was not filled.
-  template <class Cache, class Gradients>
-  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    Matrix<S> dx(self().in_features(), dy.cols());
-    backward(dy, cache, gradients, dx);
-    return dx;
-  }
-
-  /// The same into the caller's dx (in × n, overwritten).
-  template <class Cache, class Gradients>
-  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+  /// dy out × n; dx in × n. Throws ShapeError, with nothing added, if dy does not fit or the cache was not filled. Allocates only when the
+  /// workspace grows.
+  template <class Cache, class Gradients, class Workspace>
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<S> dx) const {
     check_samples(dy, cache);
-    self().set_backward(cache.x.view(), dy, cache, gradients, dx);
+    self().set_backward(cache.x.view(), dy, cache, gradients, workspace, dx);
   }
 
   /// The same without dx, for the lowest layer that learns: the gradients have the same bits, and the product of the frozen weight with dy is
   /// not computed.
-  template <class Cache, class Gradients>
-  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, NoInputGradient) const {
+  template <class Cache, class Gradients, class Workspace>
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, NoInputGradient) const {
     check_samples(dy, cache);
-    self().add_gradients(cache.x.view(), dy, cache, gradients);
+    self().add_gradients(cache.x.view(), dy, cache, gradients, workspace);
+  }
+
+  /// Either of them in a workspace of its own: allocates its scratch memory.
+  template <class Cache, class Gradients>
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const
+    requires SelfContained<Derived>
+  {
+    typename Derived::Workspace workspace;
+    backward(dy, cache, gradients, workspace, dx);
+  }
+  template <class Cache, class Gradients>
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, NoInputGradient) const
+    requires SelfContained<Derived>
+  {
+    typename Derived::Workspace workspace;
+    backward(dy, cache, gradients, workspace, no_dx);
+  }
+
+  /// The same, and returns dx.
+  template <class Cache, class Gradients>
+  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const
+    requires SelfContained<Derived>
+  {
+    Matrix<S> dx(self().in_features(), dy.cols());
+    backward(dy, cache, gradients, dx);
+    return dx;
   }
 
  private:

@@ -43,6 +43,11 @@ struct Linear : KeepsInput<Linear<S, A, W>, S> {
     typename A::Gradients adapter;
   };
 
+  struct Workspace {
+    typename A::Workspace adapter;
+    Buffer<S> dx;  // where nobody wants it and the adapter gives no terms
+  };
+
   /// Filled by one forward or apply, read by any number of backward.
   struct Cache {
     Buffer<S> x;  // empty where the caller keeps x
@@ -93,10 +98,11 @@ struct Linear : KeepsInput<Linear<S, A, W>, S> {
     }
   }
 
-  /// Throws what a backward would throw for this x, dy, cache and gradients, and touches nothing.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  /// Throws what a backward would throw for these arguments, and touches nothing.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& workspace) const {
     require_equal(dy.rows(), out_features(), "Linear::backward: rows of dy");
-    adapter.check_backward(x, dy, cache.adapter, gradients.adapter);
+    adapter.check_backward(x, dy, cache.adapter, gradients.adapter, workspace.adapter);
   }
 
   /// The backward of apply, with the same x: gradients += ∂/∂θ at the rank of the cached forward, and
@@ -104,24 +110,27 @@ struct Linear : KeepsInput<Linear<S, A, W>, S> {
   ///     dx = Wᵀ dy + (∂Δ/∂x)ᵀ dy
   ///
   /// dy out × n; dx in × n, overwritten. Throws ShapeError, with nothing added, if something does not fit or the cache was not filled.
-  /// Costs 2·n·(in·out + 2·b·(in + out)) flops.
-  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    backward_into<false>(x, dy, cache, gradients, dx);
+  /// Costs 2·n·(in·out + 2·b·(in + out)) flops; allocates only when the workspace grows.
+  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
+    backward_into<false>(x, dy, cache, gradients, workspace, dx);
   }
 
   /// The same, but dx is added to, as where several projections read one x.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    backward_into<true>(x, dy, cache, gradients, dx);
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
+    backward_into<true>(x, dy, cache, gradients, workspace, dx);
   }
 
   /// The same without dx. Costs 2·n·b·(in + 2·out) flops; an adapter that is no FactoredAdapter computes its part of dx all the same.
-  void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+  void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
     require_equal(dy.rows(), out_features(), "Linear::backward: rows of dy");
     if constexpr (FactoredAdapter<A>) {
-      adapter.prepare_backward(x, dy, cache.adapter, gradients.adapter);
+      adapter.prepare_backward(x, dy, cache.adapter, gradients.adapter, workspace.adapter);
     } else if constexpr (!std::is_empty_v<typename A::Gradients>) {
-      Matrix<S> dx = Matrix<S>::Zero(in_features(), dy.cols());
-      adapter.add_backward(x, dy, cache.adapter, gradients.adapter, dx);
+      auto dx = workspace.dx.resize(in_features(), dy.cols());
+      dx.setZero();
+      adapter.add_backward(x, dy, cache.adapter, gradients.adapter, workspace.adapter, dx);
     }
   }
 
@@ -152,21 +161,22 @@ struct Linear : KeepsInput<Linear<S, A, W>, S> {
 
   /// dx (overwritten unless `add`). The adapter goes first: it may refuse, and nothing has been touched then.
   template <bool add>
-  void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+  void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                     MatrixRef<S> dx) const {
     require_equal(dy.rows(), out_features(), "Linear::backward: rows of dy");
     require_equal(dx.rows(), in_features(), "Linear::backward: rows of dx");
     require_equal(dx.cols(), dy.cols(), "Linear::backward: samples in dx");
     if constexpr (fused) {
-      adapter.prepare_backward(x, dy, cache.adapter, gradients.adapter);
-      adapter.for_each_backward_term(cache.adapter, gradients.adapter, [&](Index begin, Index n, const LowRankTerm<S>& term) {
+      adapter.prepare_backward(x, dy, cache.adapter, gradients.adapter, workspace.adapter);
+      adapter.for_each_backward_term(cache.adapter, workspace.adapter, [&](Index begin, Index n, const LowRankTerm<S>& term) {
         add_term(begin, n, term, dx, [&](const LowRankTerm<S>& along) {
           add ? base.add_apply_transposed(dy, along, dx) : base.apply_transposed(dy, along, dx);
         });
       });
     } else {
-      adapter.check_backward(x, dy, cache.adapter, gradients.adapter);
+      adapter.check_backward(x, dy, cache.adapter, gradients.adapter, workspace.adapter);
       if constexpr (!add) dx.setZero();
-      adapter.add_backward(x, dy, cache.adapter, gradients.adapter, dx);
+      adapter.add_backward(x, dy, cache.adapter, gradients.adapter, workspace.adapter, dx);
       base.add_apply_transposed(dy, dx);
     }
   }

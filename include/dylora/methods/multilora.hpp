@@ -56,6 +56,9 @@ struct MultiLora : Factored<MultiLora<S>, S> {
     Gradient<RowMatrix<S>> A;
     Gradient<Matrix<S>> B;
     Gradient<Matrix<S>> gain;
+  };
+
+  struct Workspace {
     Buffer<S> dh;  // s · (C∘B)ᵀ · dy, from prepare_backward to for_each_backward_term
     Buffer<S> M;   // s · dy · hᵀ
   };
@@ -129,7 +132,8 @@ struct MultiLora : Factored<MultiLora<S>, S> {
   }
 
   /// Throws as Factored's, and ShapeError if the factors and the gain disagree or the cache is of other sizes.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& /*workspace*/) const {
     check_parameters();
     this->check_call(x, dy, cache, gradients, components());
     require_equal(cache.h.rows(), columns(cache.ranks.highest()), "MultiLora::add_backward: rank of the cached h");
@@ -141,12 +145,12 @@ struct MultiLora : Factored<MultiLora<S>, S> {
   ///     y = s (C∘B) h       dB[:, t:b] += (C∘M)[:, t:b]       dc_j += Σ_i B_j[:, i] ∘ M_j[:, i], i < b       dh = s · (C∘B)ᵀ · dy
   ///     h = A_b x           dA[t:b, :] += dh[t:b] · xᵀ        dx += A_bᵀ · dh
   ///
-  /// where C∘B is B with module j times c_j, and a scalar c_j gets the sum of that. dh is kept beside the gradients. Costs
+  /// where C∘B is B with module j times c_j, and a scalar c_j gets the sum of that. dh is left in the workspace. Costs
   /// 2·b·modules·n·(in + 2·out) flops at t = 0, and the term 2·b·modules·n·in.
-  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    check_backward(x, dy, cache, gradients);
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+    check_backward(x, dy, cache, gradients, workspace);
     const auto h = cache.h.view(), scaled_B = cache.scaled_B.view();
-    auto dh = gradients.dh.resize(h.rows(), dy.cols()), M = gradients.M.resize(out_features(), h.rows());
+    auto dh = workspace.dh.resize(h.rows(), dy.cols()), M = workspace.M.resize(out_features(), h.rows());
     cache.ranks.for_each_run(dy.cols(), [&](Index begin, Index n, RankSlice rank) {
       const Index b = rank.active, t = rank.trainable_from;
       if (b == 0) return;
@@ -168,8 +172,8 @@ struct MultiLora : Factored<MultiLora<S>, S> {
   }
 
   template <class F>
-  void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const {
-    const auto dh = gradients.dh.view();
+  void for_each_backward_term(const Cache& cache, const Workspace& workspace, F&& f) const {
+    const auto dh = workspace.dh.view();
     cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
       f(begin, n, LowRankTerm<S>{A_of(rank.active).transpose(), dh.block(0, begin, columns(rank.active), n)});
     });

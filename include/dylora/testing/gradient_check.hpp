@@ -32,6 +32,7 @@ template <Adapter A>
 struct AdapterLayer {
   using Scalar = typename A::Scalar;
   using Gradients = typename A::Gradients;
+  using Workspace = typename A::Workspace;
   struct Cache {
     Matrix<Scalar> x;
     typename A::Cache adapter;
@@ -48,8 +49,8 @@ struct AdapterLayer {
     adapter.add_forward(x, rank, cache.adapter, y);
     return y;
   }
-  void backward(ConstMatrixRef<Scalar> dy, const Cache& cache, Gradients& gradients, MatrixRef<Scalar> dx) const {
-    adapter.add_backward(cache.x, dy, cache.adapter, gradients, dx);
+  void backward(ConstMatrixRef<Scalar> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<Scalar> dx) const {
+    adapter.add_backward(cache.x, dy, cache.adapter, gradients, workspace, dx);
   }
 
   static void members(const auto& f, auto&... t) { f(Child<A>{}, adapter_of(t)...); }
@@ -133,7 +134,8 @@ GradientReport check_layer_gradients(L layer, Matrix<typename L::Scalar> x, Rank
       gradients, noise);
   const Matrix<S> before = random_uniform<S>(x.rows(), x.cols(), 1, rng);
   Matrix<S> dx = before;
-  layer.backward(dy, cache, gradients, dx);
+  typename L::Workspace workspace;
+  layer.backward(dy, cache, gradients, workspace, dx);
   if (backward_adds_dx) dx -= before;
 
   GradientComparison comparison;

@@ -336,17 +336,18 @@ TEST_CASE("chains that do not fit are refused and say what was expected and what
   refused(cut, [](auto call) { CHECK_THROWS_SAYING(std::invalid_argument, call(), "the cache", "max_rank = 1", "got 3"); });
 }
 
-TEST_CASE("the gradients of a chain serve another of the same last link and as many links") {
+TEST_CASE("the gradients of a chain serve another of the same last link, and its workspace any other") {
   const Matrix<double> x = noise<double>(in, 6, 1), dy = noise<double>(out, 6, 2);
   auto gradients = zeros_like(chain_of<double>({5, 5, 5}));
-  for (const std::vector<Index>& ranks : {std::vector<Index>{5, 5, 5}, {2, 3, 5}, {5, 5, 5}}) {
+  Chain<LowRank<double>>::Workspace workspace;
+  for (const std::vector<Index>& ranks : {std::vector<Index>{5, 5, 5}, {2, 3, 5}, {5, 5, 5}, {5}, {1, 2, 3, 5}}) {
     const Chain<LowRank<double>> chain = chain_of<double>(ranks);
     const auto expected = run(chain, x, dy, 5, {});
     Matrix<double> y = Matrix<double>::Zero(out, 6), dx = Matrix<double>::Zero(in, 6);
     Chain<LowRank<double>>::Cache cache;
     set_zero(chain, gradients);
     chain.add_forward(x, 5, cache, y);
-    chain.add_backward(x, dy, cache, gradients, dx);
+    chain.add_backward(x, dy, cache, gradients, workspace, dx);
     CHECK(same_bits(dx, expected.dx));
     CHECK(same_bits(values<LowRank<double>>(gradients.last), values<LowRank<double>>(expected.gradients.last)));
   }

@@ -422,7 +422,8 @@ TEST_CASE("after a call that has thrown there is nothing to go back through") {
     CHECK_THROWS_AS(layer.apply(x, 5, cache, y), ShapeError);
     layer.magnitude = magnitude;
     auto gradients = zeros_like(layer);
-    CHECK_THROWS_SAYING(ShapeError, layer.set_backward(x, dy, cache, gradients, dx), "DoraLinear::backward", "filled by apply",
+    Shared<double>::Workspace workspace;
+    CHECK_THROWS_SAYING(ShapeError, layer.set_backward(x, dy, cache, gradients, workspace, dx), "DoraLinear::backward", "filled by apply",
                         "expected 0", "got 4");
     CHECK(values<Shared<double>>(gradients).isZero(0));
   }
@@ -439,8 +440,9 @@ TEST_CASE("a projection adds to dx what it would set it to") {
       Matrix<double> y(6, 4), set = all_nan<double>(7, 4), added = before;
       layer.apply(x, BatchRanks::per_sample({3, 3, RankSlice::none(), {5, 4}}), cache, y);
       auto gradients = zeros_like(layer), again = zeros_like(layer);
-      layer.set_backward(x, dy, cache, gradients, set);
-      layer.add_backward(x, dy, cache, again, added);
+      Shared<double>::Workspace workspace;
+      layer.set_backward(x, dy, cache, gradients, workspace, set);
+      layer.add_backward(x, dy, cache, again, workspace, added);
       CHECK(gap(added - before, set) < rounding<double>);
       CHECK(same_bits(values<Shared<double>>(gradients), values<Shared<double>>(again)));
     }

@@ -127,25 +127,26 @@ TEST_CASE("a flow trains its gate and no component of its adapters") {
   CHECK(adapter_ranks(flow).empty());
 }
 
-TEST_CASE("a copy of a flow's cache and gradients stands by itself") {
+TEST_CASE("a copy of a flow's cache and workspace stands by itself") {
   const Flow<double> flow = trained_flow<double>(3);
   const Matrix<double> x = noise<double>(in, samples, 1), dy = noise<double>(out, samples, 2);
   const auto clean = run(flow, x, dy, 3);
   Flow<double>::Cache copy;
+  Flow<double>::Workspace workspace;
   auto gradients = zeros_like(flow);
   {
     Flow<double>::Cache cache;
-    auto other = zeros_like(flow);
+    Flow<double>::Workspace other;
     Matrix<double> y = Matrix<double>::Zero(out, samples), dx = Matrix<double>::Zero(in, samples);
     flow.add_forward(x, 3, cache, y);
-    flow.add_backward(x, dy, cache, other, dx);
+    flow.add_backward(x, dy, cache, gradients, other, dx);
     copy = cache;
-    gradients = other;
+    workspace = other;
     flow.add_forward(all_nan<double>(in, samples), 3, cache, y);
   }
   set_zero(flow, gradients);
   Matrix<double> dx = Matrix<double>::Zero(in, samples);
-  flow.add_backward(x, dy, copy, gradients, dx);
+  flow.add_backward(x, dy, copy, gradients, workspace, dx);
   CHECK(same_bits(dx, clean.dx));
   CHECK(same_bits(values<Flow<double>>(gradients), values<Flow<double>>(clean.gradients)));
 }

@@ -53,14 +53,15 @@ template <class S>
 GatedResult<S> run_gated(const GatedAdapters<S>& adapters, const Matrix<S>& x, const Matrix<S>& dy, const Matrix<S>& weights,
                          const BatchRanks& ranks) {
   typename GatedAdapters<S>::Cache cache;
+  typename GatedAdapters<S>::Workspace workspace;
   auto gradients = zeros_like(adapters);
   const Buffer<S> used = buffer_of(weights);
   Buffer<S> d_weights = buffer_of<S>(Matrix<S>::Zero(weights.rows(), weights.cols()));
   cache.weights = &used;
-  gradients.d_weights = &d_weights;
+  workspace.d_weights = &d_weights;
   GatedResult<S> result{Matrix<S>::Zero(out, x.cols()), Matrix<S>::Zero(in, x.cols()), {}};
   adapters.add_forward(x, ranks, cache, result.y);
-  adapters.add_backward(x, dy, cache, gradients, result.dx);
+  adapters.add_backward(x, dy, cache, gradients, workspace, result.dx);
   result.d_weights = d_weights.view();
   return result;
 }
@@ -170,11 +171,12 @@ TEMPLATE_TEST_CASE("gated adapters add to y and dx and to what the projections b
   typename GatedAdapters<S>::Cache cache;
   cache.weights = &used;
   auto gradients = zeros_like(gated);
-  gradients.d_weights = &d_weights;
+  typename GatedAdapters<S>::Workspace workspace;
+  workspace.d_weights = &d_weights;
   Matrix<S> y = y_before, dx = dx_before;
   gated.add_forward(x, 3, cache, y);
   used.view().setConstant(nan<S>);  // the buffer is the caller's again
-  gated.add_backward(x, dy, cache, gradients, dx);
+  gated.add_backward(x, dy, cache, gradients, workspace, dx);
   CHECK(gap(in_double(y), in_double<S>(y_before + clean.y)) < rounding<S>);
   CHECK(gap(in_double(dx), in_double<S>(dx_before + clean.dx)) < rounding<S>);
   CHECK(gap(in_double<S>(d_weights.view()), in_double<S>(d_before + clean.d_weights)) < rounding<S>);
@@ -194,10 +196,11 @@ TEMPLATE_TEST_CASE("a linear layer runs gated adapters along with its base and h
     typename Layer::Cache cache;
     cache.adapter.weights = &used;
     auto gradients = zeros_like(layer);
-    gradients.adapter.d_weights = &d_weights;
+    typename Layer::Workspace workspace;
+    workspace.adapter.d_weights = &d_weights;
     Matrix<S> y(out, samples), dx(in, samples);
     layer.apply(x, ranks, cache, y);
-    layer.set_backward(x, dy, cache, gradients, dx);
+    layer.set_backward(x, dy, cache, gradients, workspace, dx);
     const auto apart = run_gated(GatedAdapters<S>(adapters), x, dy, weights, ranks);
     CHECK(gap(in_double(y), in_double<S>(W * x + apart.y)) < rounding<S>);
     CHECK(gap(in_double(dx), in_double<S>(W.transpose() * dy + apart.dx)) < rounding<S>);
@@ -225,6 +228,7 @@ TEST_CASE("oracle of LoRA-Flow: training leaves the base and the adapters as the
   Layer::Cache cache;
   auto gate_gradients = zeros_like(gate);
   auto gradients = zeros_like(layer);
+  Layer::Workspace workspace;
   Buffer<double> d_weights;
   AdamW optimizer(gate, {.lr = 1e-2});
   AdamW idle(layer, {.lr = 1e-2});
@@ -236,8 +240,8 @@ TEST_CASE("oracle of LoRA-Flow: training leaves the base and the adapters as the
     cache.adapter.weights = &gate_cache.weights;
     layer.apply(x, 4, cache, y);
     d_weights.resize(3, samples).setZero();
-    gradients.adapter.d_weights = &d_weights;
-    layer.set_backward(x, dy, cache, gradients, dx);
+    workspace.adapter.d_weights = &d_weights;
+    layer.set_backward(x, dy, cache, gradients, workspace, dx);
     gate.add_backward(x, d_weights.view(), gate_cache, gate_gradients, dx);
     optimizer.step(gate, gate_gradients);
     idle.step(layer, gradients);
@@ -263,6 +267,7 @@ TEST_CASE("gated adapters refuse what does not fit and say what was expected and
   Matrix<float> y = Matrix<float>::Zero(out, samples), dx = Matrix<float>::Zero(in, samples);
   Matrix<float> tall = Matrix<float>::Zero(11, samples), wide_y = Matrix<float>::Zero(out, 7), wide_x = Matrix<float>::Zero(in, 7);
   Adapters::Cache cache;
+  Adapters::Workspace workspace;
   auto gradients = zeros_like(gated);
   CHECK_THROWS_SAYING(std::invalid_argument, gated.add_forward(x, 2, cache, y), "GatedAdapters::add_forward: weights", "expected 3 × 6",
                       "got none");
@@ -277,31 +282,36 @@ TEST_CASE("gated adapters refuse what does not fit and say what was expected and
   CHECK_THROWS_SAYING(ShapeError, gated.add_forward(x, 2, cache, tall), "add_forward: rows of y", "expected 7", "got 11");
   CHECK_THROWS_SAYING(ShapeError, gated.add_forward(x, 2, cache, wide_y), "add_forward: samples in y", "expected 6", "got 7");
   CHECK(y.isZero(0));
-  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(x, dy, cache, gradients, dx), "add_backward", "cache", "expected 0", "got 6");
+  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(x, dy, cache, gradients, workspace, dx), "add_backward", "cache", "expected 0",
+                      "got 6");
   gated.add_forward(x, 4, cache, y);
-  CHECK_THROWS_SAYING(std::invalid_argument, gated.add_backward(x, dy, cache, gradients, dx), "GatedAdapters::add_backward: d_weights",
-                      "expected 3 × 6", "got none");
-  gradients.d_weights = &d_weights;
-  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(x, dy, cache, gradients, dx), "d_weights: samples", "expected 6", "got 7");
+  CHECK_THROWS_SAYING(std::invalid_argument, gated.add_backward(x, dy, cache, gradients, workspace, dx),
+                      "GatedAdapters::add_backward: d_weights", "expected 3 × 6", "got none");
+  workspace.d_weights = &d_weights;
+  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(x, dy, cache, gradients, workspace, dx), "d_weights: samples", "expected 6", "got 7");
   d_weights.resize(3, samples).setZero();
-  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(tall, dy, cache, gradients, dx), "add_backward: rows of x", "expected 9", "got 11");
-  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(wide_x, dy, cache, gradients, dx), "add_backward: samples in x", "expected 6",
-                      "got 7");
-  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(x, tall, cache, gradients, dx), "add_backward: rows of dy", "expected 7", "got 11");
-  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(x, wide_y, cache, gradients, dx), "add_backward: samples in dy", "expected 6",
-                      "got 7");
-  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(x, dy, cache, gradients, tall), "add_backward: rows of dx", "expected 9", "got 11");
-  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(x, dy, cache, gradients, wide_x), "add_backward: samples in dx", "expected 6",
-                      "got 7");
+  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(tall, dy, cache, gradients, workspace, dx), "add_backward: rows of x", "expected 9",
+                      "got 11");
+  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(wide_x, dy, cache, gradients, workspace, dx), "add_backward: samples in x",
+                      "expected 6", "got 7");
+  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(x, tall, cache, gradients, workspace, dx), "add_backward: rows of dy", "expected 7",
+                      "got 11");
+  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(x, wide_y, cache, gradients, workspace, dx), "add_backward: samples in dy",
+                      "expected 6", "got 7");
+  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(x, dy, cache, gradients, workspace, tall), "add_backward: rows of dx", "expected 9",
+                      "got 11");
+  CHECK_THROWS_SAYING(ShapeError, gated.add_backward(x, dy, cache, gradients, workspace, wide_x), "add_backward: samples in dx",
+                      "expected 6", "got 7");
   // A cache of another set of adapters.
-  CHECK_THROWS_SAYING(std::invalid_argument, Adapters(trained_adapters<float>({3, 3, 3})).add_backward(x, dy, cache, gradients, dx),
-                      "add_backward: the cache", "max_rank = 3", "got 4");
+  const Adapters of_lower_rank(trained_adapters<float>({3, 3, 3}));
+  CHECK_THROWS_SAYING(std::invalid_argument, of_lower_rank.add_backward(x, dy, cache, gradients, workspace, dx), "add_backward: the cache",
+                      "max_rank = 3", "got 4");
   auto nothing = trained_adapters<float>({0, 0, 0});
-  CHECK_THROWS_SAYING(std::invalid_argument, Adapters(nothing).add_backward(x, dy, cache, gradients, dx), "rank of the cache", "[0, 0]",
-                      "got 4");
-  CHECK_THROWS_SAYING(ShapeError, Adapters(trained_adapters<float>({4, 4, 4})).add_backward(x, dy, cache, gradients, dx),
+  CHECK_THROWS_SAYING(std::invalid_argument, Adapters(nothing).add_backward(x, dy, cache, gradients, workspace, dx), "rank of the cache",
+                      "[0, 0]", "got 4");
+  CHECK_THROWS_SAYING(ShapeError, Adapters(trained_adapters<float>({4, 4, 4})).add_backward(x, dy, cache, gradients, workspace, dx),
                       "components of the cached h", "expected 12", "got 9");
-  CHECK_THROWS_SAYING(ShapeError, Adapters(trained_adapters<float>({4, 2, 2, 1})).add_backward(x, dy, cache, gradients, dx),
+  CHECK_THROWS_SAYING(ShapeError, Adapters(trained_adapters<float>({4, 2, 2, 1})).add_backward(x, dy, cache, gradients, workspace, dx),
                       "weights in the cache (adapters)", "expected 4", "got 3");
   CHECK(dx.isZero(0));
   CHECK(d_weights.view().isZero(0));
@@ -323,10 +333,11 @@ TEST_CASE("the weights of gated adapters are used up by a forward and must be gi
 TEST_CASE("adapters of largest rank 0 leave y as it was and take any rank") {
   const GatedAdapters<float> none(trained_adapters<float>({0, 0}));
   GatedAdapters<float>::Cache cache;
+  GatedAdapters<float>::Workspace workspace;
   auto gradients = zeros_like(none);
   Matrix<float> y = Matrix<float>::Zero(out, samples), dx = Matrix<float>::Zero(in, samples);
   none.add_forward(noise<float>(in, samples, 1), 3, cache, y);
-  none.add_backward(noise<float>(in, samples, 1), noise<float>(out, samples, 2), cache, gradients, dx);
+  none.add_backward(noise<float>(in, samples, 1), noise<float>(out, samples, 2), cache, gradients, workspace, dx);
   CHECK(y.isZero(0));
   CHECK(dx.isZero(0));
   CHECK(none.max_rank() == 0);

@@ -42,6 +42,9 @@ struct TanhChain {
   struct Gradients {
     std::vector<typename Link::Gradients> links;
   };
+  struct Workspace {
+    std::vector<typename Link::Workspace> links;
+  };
   struct Cache {
     std::vector<Matrix<S>> x;  // and the output
     std::vector<typename Link::Cache> links;
@@ -71,23 +74,30 @@ struct TanhChain {
   void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const { y = forward(x, ranks, cache); }
 
   Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    gradients.links.resize(links.size());
-    link(gradients.links);
-    Matrix<S> d = dy;
-    for (std::size_t n = links.size(); n-- > 0;) {
-      d.array() *= 1 - cache.x[n + 1].array().square();
-      Matrix<S> dx(links[n].in_features(), d.cols());
-      links[n].set_backward(cache.x[n], d, cache.links[n], gradients.links[n], dx);
-      d = dx;
-    }
-    return d;
+    Workspace workspace;
+    return backward(dy, cache, gradients, workspace);
   }
-  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    dx = backward(dy, cache, gradients);
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<S> dx) const {
+    dx = backward(dy, cache, gradients, workspace);
   }
 
   static void members(const auto& f, auto&... t) {
     f(Child<Link>{"links"}, t.links...);
+  }
+
+ private:
+  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+    gradients.links.resize(links.size());
+    workspace.links.resize(links.size());
+    link(gradients.links, workspace.links);
+    Matrix<S> d = dy;
+    for (std::size_t n = links.size(); n-- > 0;) {
+      d.array() *= 1 - cache.x[n + 1].array().square();
+      Matrix<S> dx(links[n].in_features(), d.cols());
+      links[n].set_backward(cache.x[n], d, cache.links[n], gradients.links[n], workspace.links[n], dx);
+      d = dx;
+    }
+    return d;
   }
 };
 

@@ -24,6 +24,7 @@ struct Kind {
   using Link = ResidualLink<S, shortcut>;
   using Cache = typename Link::Cache;
   using Gradients = typename Link::Gradients;
+  using Workspace = typename Link::Workspace;
   using Chain = TanhChain<S, shortcut>;
   static constexpr Shortcut kind = shortcut;
 
@@ -58,11 +59,11 @@ struct Batch {
   }
 
   std::vector<Matrix<S>> backward(const std::vector<typename K::Link>& links, const std::vector<typename K::Cache>& caches,
-                                  std::vector<typename K::Gradients>& gradients) const {
+                                  std::vector<typename K::Gradients>& gradients, std::vector<typename K::Workspace>& workspaces) const {
     std::vector<Matrix<S>> dx(links.size());
     for (std::size_t n = links.size(); n-- > 0;) {
       dx[n].resize(6, x[n].cols());
-      links[n].set_backward(x[n], dy[n], caches[n], gradients[n], dx[n]);
+      links[n].set_backward(x[n], dy[n], caches[n], gradients[n], workspaces[n], dx[n]);
     }
     return dx;
   }
@@ -142,6 +143,9 @@ struct TwoAttentions {
   struct Gradients {
     std::vector<typename Block::Gradients> blocks;
   };
+  struct Workspace {
+    std::vector<typename Block::Workspace> blocks;
+  };
   struct Cache {
     std::vector<typename Block::Cache> blocks;
   };
@@ -170,13 +174,20 @@ struct TwoAttentions {
   }
   void forward(ConstMatrixRef<double> x, const BatchRanks& ranks, Cache& cache, MatrixRef<double> y) const { y = forward(x, ranks, cache); }
   Matrix<double> backward(ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients) const {
-    std::apply([&](auto... member) { (link(gradients.blocks, member), ...); }, projections());
-    Matrix<double> d = dy;
-    for (std::size_t i = blocks.size(); i-- > 0;) d += blocks[i].backward(d, cache.blocks[i], gradients.blocks[i]);
-    return d;
+    Workspace workspace;
+    Matrix<double> dx(in_features(), dy.cols());
+    backward(dy, cache, gradients, workspace, dx);
+    return dx;
   }
-  void backward(ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients, MatrixRef<double> dx) const {
-    dx = backward(dy, cache, gradients);
+  void backward(ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<double> dx) const {
+    workspace.blocks.resize(blocks.size());
+    std::apply([&](auto... member) { (link(gradients.blocks, workspace.blocks, member), ...); }, projections());
+    dx = dy;
+    for (std::size_t i = blocks.size(); i-- > 0;) {
+      Matrix<double> d(dx.rows(), dx.cols());
+      blocks[i].backward(dx, cache.blocks[i], gradients.blocks[i], workspace.blocks[i], d);
+      dx += d;
+    }
   }
 
   static void members(const auto& f, auto&... t) {
@@ -212,12 +223,13 @@ TEMPLATE_LIST_TEST_CASE("oracle of ResLoRA: links with B = 0 are their weights b
   for (auto& link : links) link.adapter.inner.B.setZero();
   const Batch<K> batch(3, 4, 1);
   std::vector<typename K::Cache> caches(3);
+  std::vector<typename K::Workspace> workspaces(3);
   for (const RankSlice rank : law_slices()) {
     auto gradients = zeros(links);
     link(links, caches);
     const auto y = batch.forward(links, rank, caches);
-    link(gradients);
-    const auto dx = batch.backward(links, caches, gradients);
+    link(gradients, workspaces);
+    const auto dx = batch.backward(links, caches, gradients, workspaces);
     for (std::size_t n = 0; n < 3; ++n) {
       const FrozenLinear<float> base(links[n].base);
       const auto expected = run(base, batch.x[n], batch.dy[n]);
@@ -234,12 +246,13 @@ TEST_CASE("oracle of ResLoRA: block and middle links that reach no other are LoR
     const auto links = K::links(3, 0);
     const Batch<K> batch(3, 4, 1);
     std::vector<typename K::Cache> caches(3);
+    std::vector<typename K::Workspace> workspaces(3);
     for (const RankSlice rank : law_slices()) {
       auto gradients = zeros(links);
       link(links, caches);
       const auto y = batch.forward(links, rank, caches);
-      link(gradients);
-      const auto dx = batch.backward(links, caches, gradients);
+      link(gradients, workspaces);
+      const auto dx = batch.backward(links, caches, gradients, workspaces);
       for (std::size_t n = 0; n < 3; ++n) {
         const Linear<float> lora(links[n].base, links[n].adapter.inner);
         Linear<float>::Cache cache;
@@ -259,12 +272,13 @@ TEMPLATE_LIST_TEST_CASE("oracle of ResLoRA: evaluating and training leave every 
   const auto links = K::links(3);
   const Batch<K> batch(3, 4, 1);
   std::vector<typename K::Cache> caches(3);
+  std::vector<typename K::Workspace> workspaces(3);
   auto gradients = zeros(links);
   for (int time = 0; time < 3; ++time) {
     link(links, caches);
     (void)batch.forward(links, 3, caches);
-    link(gradients);
-    (void)batch.backward(links, caches, gradients);
+    link(gradients, workspaces);
+    (void)batch.backward(links, caches, gradients, workspaces);
   }
   const auto untouched = K::links(3);
   for (std::size_t n = 0; n < 3; ++n) {
@@ -280,11 +294,12 @@ TEST_CASE("the newest components of every link that a block shortcut reaches lea
   Batch<K> batch(4, 3, 1);
   for (std::size_t n = 0; n < 3; ++n) batch.dy[n].setZero();
   std::vector<K::Cache> caches(4);
+  std::vector<K::Workspace> workspaces(4);
   auto gradients = zeros(links);
   link(links, caches);
   (void)batch.forward(links, {4, 3}, caches);
-  link(gradients);
-  (void)batch.backward(links, caches, gradients);
+  link(gradients, workspaces);
+  (void)batch.backward(links, caches, gradients, workspaces);
   for (std::size_t n = 0; n < 4; ++n) {
     CHECK(gradients[n].adapter.inner.B.col(3).isZero(0) == (n == 0));
     CHECK(gradients[n].adapter.inner.A.row(3).isZero(0) == (n == 0));
@@ -294,10 +309,11 @@ TEST_CASE("the newest components of every link that a block shortcut reaches lea
   }
 }
 
-TEMPLATE_LIST_TEST_CASE("micro-batches of other sizes and ranks accumulate as if each had caches of its own", "", InFloat) {
+TEMPLATE_LIST_TEST_CASE("micro-batches of other sizes and ranks accumulate as if each had caches and workspaces of its own", "", InFloat) {
   using K = TestType;
   const auto links = K::links(3);
   std::vector<typename K::Cache> shared(3);
+  std::vector<typename K::Workspace> workspaces(3);
   auto got = zeros(links), expected = zeros(links);
   const std::array<std::pair<Index, BatchRanks>, 4> micro_batches{
       {{5, 4}, {2, BatchRanks::per_sample({{2, 1}, 5})}, {5, 4}, {7, RankSlice::none()}}};
@@ -308,10 +324,11 @@ TEMPLATE_LIST_TEST_CASE("micro-batches of other sizes and ranks accumulate as if
     link(links, shared);
     link(links, own);
     const auto y = batch.forward(links, ranks, shared), y_own = batch.forward(links, ranks, own);
-    link(got);
-    const auto dx = batch.backward(links, shared, got);
-    link(expected);
-    const auto dx_own = batch.backward(links, own, expected);
+    link(got, workspaces);
+    const auto dx = batch.backward(links, shared, got, workspaces);
+    std::vector<typename K::Workspace> own_workspaces(3);
+    link(expected, own_workspaces);
+    const auto dx_own = batch.backward(links, own, expected, own_workspaces);
     for (std::size_t n = 0; n < 3; ++n) {
       CHECK(same_bits(y[n], y_own[n]));
       CHECK(same_bits(dx[n], dx_own[n]));
@@ -325,52 +342,57 @@ TEMPLATE_LIST_TEST_CASE("a backward can be repeated on the caches of one forward
   const auto links = K::links(3);
   const Batch<K> batch(3, 4, 1);
   std::vector<typename K::Cache> caches(3);
+  std::vector<typename K::Workspace> workspaces(3);
   auto once = zeros(links), twice = zeros(links);
   link(links, caches);
   (void)batch.forward(links, 3, caches);
-  link(once);
-  const auto dx = batch.backward(links, caches, once);
-  link(twice);
-  (void)batch.backward(links, caches, twice);
-  const auto again = batch.backward(links, caches, twice);
+  link(once, workspaces);
+  const auto dx = batch.backward(links, caches, once, workspaces);
+  link(twice, workspaces);
+  (void)batch.backward(links, caches, twice, workspaces);
+  const auto again = batch.backward(links, caches, twice, workspaces);
   for (std::size_t n = 0; n < 3; ++n) CHECK(same_bits(again[n], dx[n]));
   CHECK(same_bits(all_values<typename K::Link>(twice), Vector<double>(2 * all_values<typename K::Link>(once))));
 }
 
-TEMPLATE_LIST_TEST_CASE("copies of linked caches and gradients are chains of their own once they are linked", "", InFloat) {
+TEMPLATE_LIST_TEST_CASE("copies of linked caches and workspaces are chains of their own once they are linked", "", InFloat) {
   using K = TestType;
   const auto links = K::links(3);
   const Batch<K> first(3, 4, 1), second(3, 4, 50);
   std::vector<typename K::Cache> caches(3);
+  std::vector<typename K::Workspace> workspaces(3);
   auto gradients = zeros(links);
   link(links, caches);
   const auto y = first.forward(links, 3, caches);
-  link(gradients);
+  link(gradients, workspaces);
   auto other_caches = caches;
   auto other_gradients = gradients;
+  auto other_workspaces = workspaces;
   link(links, other_caches);
   (void)second.forward(links, 5, other_caches);
-  link(other_gradients);
-  (void)second.backward(links, other_caches, other_gradients);
-  const auto dx = first.backward(links, caches, gradients);
+  link(other_gradients, other_workspaces);
+  (void)second.backward(links, other_caches, other_gradients, other_workspaces);
+  const auto dx = first.backward(links, caches, gradients, workspaces);
 
   std::vector<typename K::Cache> fresh(3);
+  std::vector<typename K::Workspace> expected_workspaces(3);
   auto expected = zeros(links);
   link(links, fresh);
   (void)first.forward(links, 3, fresh);
-  link(expected);
-  const auto dx_expected = first.backward(links, fresh, expected);
+  link(expected, expected_workspaces);
+  const auto dx_expected = first.backward(links, fresh, expected, expected_workspaces);
   for (std::size_t n = 0; n < 3; ++n) CHECK(same_bits(dx[n], dx_expected[n]));
   CHECK(same_bits(all_values<typename K::Link>(gradients), all_values<typename K::Link>(expected)));
 }
 
-TEMPLATE_LIST_TEST_CASE("copies of linked caches and gradients, and those that have moved, are refused until they are linked", "",
-                        InFloat) {
+TEMPLATE_LIST_TEST_CASE("copies of linked caches, gradients and workspaces, and those that have moved, are refused until they are linked",
+                        "", InFloat) {
   using K = TestType;
   const auto links = K::links(3);
   const Batch<K> batch(3, 4, 1);
   Matrix<float> y(6, 4), dx(6, 4);
   std::vector<typename K::Cache> caches(3);
+  std::vector<typename K::Workspace> workspaces(3);
   auto gradients = zeros(links);
   link(links, caches);
   auto copies = caches;
@@ -384,15 +406,23 @@ TEMPLATE_LIST_TEST_CASE("copies of linked caches and gradients, and those that h
   (void)batch.forward(links, 3, caches);
   caches.reserve(caches.capacity() + 1);  // for a backward they may move
   auto expected = zeros(links);
-  link(expected);
-  const auto dx_expected = batch.backward(links, caches, expected);
+  link(expected, workspaces);
+  const auto dx_expected = batch.backward(links, caches, expected, workspaces);
 
-  link(gradients);
+  const auto refused = [&](std::vector<typename K::Workspace>& given, const std::string& what, const std::string& wanted) {
+    CHECK_THROWS_SAYING(std::invalid_argument, links[2].set_backward(batch.x[2], batch.dy[2], caches[2], gradients[2], given[2], dx), what,
+                        wanted, "moved");
+  };
+  link(gradients, workspaces);
+  auto copied = workspaces;
+  refused(copied, "workspace", "one that was linked");
+  workspaces.reserve(workspaces.capacity() + 1);
+  refused(workspaces, "workspace", "one that was linked");
+  link(gradients, workspaces);
   gradients.reserve(gradients.capacity() + 1);
-  CHECK_THROWS_SAYING(std::invalid_argument, links[2].set_backward(batch.x[2], batch.dy[2], caches[2], gradients[2], dx), "gradients",
-                      "that were linked", "moved");
-  link(gradients);
-  const auto got = batch.backward(links, caches, gradients);
+  refused(workspaces, "gradients", "those that were linked");
+  link(gradients, workspaces);
+  const auto got = batch.backward(links, caches, gradients, workspaces);
   for (std::size_t n = 0; n < 3; ++n) CHECK(same_bits(got[n], dx_expected[n]));
   CHECK(same_bits(all_values<typename K::Link>(gradients), all_values<typename K::Link>(expected)));
 }
@@ -437,12 +467,13 @@ TEMPLATE_LIST_TEST_CASE("links of one chain refuse ranks that differ", "", InFlo
   refused(RankSlice::none());
 }
 
-TEMPLATE_LIST_TEST_CASE("a link refuses a cache or gradients that are not linked as its own", "", InFloat) {
+TEMPLATE_LIST_TEST_CASE("a link refuses a cache or a workspace that is not linked as its own", "", InFloat) {
   using K = TestType;
   const auto links = K::links(3);
   const Batch<K> batch(3, 4, 1);
   Matrix<float> y(6, 4), dx(6, 4);
   std::vector<typename K::Cache> caches(3);
+  std::vector<typename K::Workspace> workspaces(3);
   // As an inference that knows no chain would: rather an error than another function.
   CHECK_THROWS_SAYING(ShapeError, links[2].apply(batch.x[2], 3, caches[2], y), "earlier links of the cache", "linked", "expected 2",
                       "got 0");
@@ -455,22 +486,22 @@ TEMPLATE_LIST_TEST_CASE("a link refuses a cache or gradients that are not linked
   link(links, caches);
   (void)batch.forward(links, 3, caches);
   auto gradients = zeros(links);
-  CHECK_THROWS_SAYING(ShapeError, links[2].set_backward(batch.x[2], batch.dy[2], caches[2], gradients[2], dx),
-                      "earlier links of the gradients", "linked", "expected 2", "got 0");
-  link(gradients);
-  CHECK_THROWS_SAYING(ShapeError, links[1].set_backward(batch.x[1], batch.dy[1], caches[1], gradients[1], dx), "later links", "expected 1",
-                      "got 0");
-  links[2].set_backward(batch.x[2], batch.dy[2], caches[2], gradients[2], dx);
-  links[2].set_backward(batch.x[2], batch.dy[2], caches[2], gradients[2], dx);
-  CHECK_THROWS_SAYING(ShapeError, links[1].set_backward(batch.x[1], batch.dy[1], caches[1], gradients[1], dx), "later links", "expected 1",
-                      "got 2");
+  CHECK_THROWS_SAYING(ShapeError, links[2].set_backward(batch.x[2], batch.dy[2], caches[2], gradients[2], workspaces[2], dx),
+                      "earlier links of the workspace", "linked", "expected 2", "got 0");
+  link(gradients, workspaces);
+  CHECK_THROWS_SAYING(ShapeError, links[1].set_backward(batch.x[1], batch.dy[1], caches[1], gradients[1], workspaces[1], dx), "later links",
+                      "expected 1", "got 0");
+  links[2].set_backward(batch.x[2], batch.dy[2], caches[2], gradients[2], workspaces[2], dx);
+  links[2].set_backward(batch.x[2], batch.dy[2], caches[2], gradients[2], workspaces[2], dx);
+  CHECK_THROWS_SAYING(ShapeError, links[1].set_backward(batch.x[1], batch.dy[1], caches[1], gradients[1], workspaces[1], dx), "later links",
+                      "expected 1", "got 2");
   // Linked again, what the unfinished backward has left is gone.
-  link(gradients);
+  link(gradients, workspaces);
   for (auto& g : gradients) set_zero(links[0], g);
   auto expected = zeros(links);
-  link(expected);
-  (void)batch.backward(links, caches, gradients);
-  (void)batch.backward(links, caches, expected);
+  (void)batch.backward(links, caches, gradients, workspaces);
+  link(expected, workspaces);
+  (void)batch.backward(links, caches, expected, workspaces);
   CHECK(same_bits(all_values<typename K::Link>(gradients), all_values<typename K::Link>(expected)));
 }
 
@@ -479,21 +510,22 @@ TEMPLATE_LIST_TEST_CASE("a backward refuses a cache of another batch than the la
   const auto links = K::links(2);
   const Batch<K> batch(2, 4, 1), small(2, 2, 1);
   std::vector<typename K::Cache> caches(2), others(2);
+  std::vector<typename K::Workspace> workspaces(2);
   link(links, caches);
   (void)batch.forward(links, 3, caches);
   link(links, others);
   (void)small.forward(links, 3, others);
   auto gradients = zeros(links);
-  link(gradients);
+  link(gradients, workspaces);
   Matrix<float> dx(6, 4), dx_small(6, 2);
-  links[1].set_backward(batch.x[1], batch.dy[1], caches[1], gradients[1], dx);
-  CHECK_THROWS_SAYING(ShapeError, links[0].set_backward(small.x[0], small.dy[0], others[0], gradients[0], dx_small), "cache",
+  links[1].set_backward(batch.x[1], batch.dy[1], caches[1], gradients[1], workspaces[1], dx);
+  CHECK_THROWS_SAYING(ShapeError, links[0].set_backward(small.x[0], small.dy[0], others[0], gradients[0], workspaces[0], dx_small), "cache",
                       "expected that of the batch", "4 samples", "got 2 samples");
   CHECK(values<typename K::Link>(gradients[0]).isZero(0));
   // Of the right batch, but not as zeros_like makes it.
   gradients[0].adapter.inner.B.resize(6, 1);
-  CHECK_THROWS_SAYING(ShapeError, links[0].set_backward(batch.x[0], batch.dy[0], caches[0], gradients[0], dx), "gradient of lora_B",
-                      "6 × 5", "got 6 × 1");
+  CHECK_THROWS_SAYING(ShapeError, links[0].set_backward(batch.x[0], batch.dy[0], caches[0], gradients[0], workspaces[0], dx),
+                      "gradient of lora_B", "6 × 5", "got 6 × 1");
 }
 
 TEMPLATE_LIST_TEST_CASE("a chain is refused unless its links have one shape and are in their places", "", InFloat) {
@@ -529,14 +561,18 @@ TEMPLATE_LIST_TEST_CASE("a chain is refused unless its links have one shape and 
   }
   caches.resize(2);
   CHECK_THROWS_SAYING(ShapeError, link(K::links(3), caches), "number of caches", "expected 3", "got 2");
+  auto gradients = zeros(K::links(3));
+  std::vector<typename K::Workspace> workspaces(2);
+  CHECK_THROWS_SAYING(ShapeError, link(gradients, workspaces), "number of workspaces", "expected 3", "got 2");
 }
 
 TEST_CASE("linking does nothing for layers without shortcuts") {
   std::vector<Linear<float>> layers{MakeLayer<Linear<float>>::make(1, 3), MakeLayer<Linear<float>>::make(1, 3)};
   std::vector<Linear<float>::Cache> caches(1);
   std::vector<Linear<float>::Gradients> gradients(2);
+  std::vector<Linear<float>::Workspace> workspaces(1);
   CHECK_NOTHROW(link(layers, caches));
-  CHECK_NOTHROW(link(gradients));
+  CHECK_NOTHROW(link(gradients, workspaces));
 }
 
 TEMPLATE_LIST_TEST_CASE("a chain without components is its weights and learns nothing", "", InFloat) {
@@ -545,11 +581,12 @@ TEMPLATE_LIST_TEST_CASE("a chain without components is its weights and learns no
   for (auto& link : links) truncate(link, 0);
   const Batch<K> batch(3, 4, 1);
   std::vector<typename K::Cache> caches(3);
+  std::vector<typename K::Workspace> workspaces(3);
   auto gradients = zeros(links);
   link(links, caches);
   const auto y = batch.forward(links, 5, caches);
-  link(gradients);
-  const auto dx = batch.backward(links, caches, gradients);
+  link(gradients, workspaces);
+  const auto dx = batch.backward(links, caches, gradients, workspaces);
   for (std::size_t n = 0; n < 3; ++n) {
     const auto expected = run(FrozenLinear<float>(links[n].base), batch.x[n], batch.dy[n]);
     CHECK(same_bits(y[n], expected.first));

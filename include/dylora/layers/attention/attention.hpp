@@ -25,6 +25,9 @@ template <std::floating_point S, Projection Query, Projection Key, Projection Va
 struct SeparateProjections {
   struct Workspace {
     Buffer<S> dQ, dK, dV;
+    typename Query::Workspace q;
+    typename Key::Workspace k;
+    typename Value::Workspace v;
   };
 
   struct Gradients {
@@ -71,10 +74,10 @@ struct SeparateProjections {
     require_equal(cache.V.rows(), v.out_features(), "Attention::backward: rows of the cached values");
   }
 
-  void check_projections(ConstMatrixRef<S> x, const Cache& cache, const Gradients& gradients) const {
-    q.check_backward(x, of_shape<S>(q.out_features(), x.cols()), cache.q, gradients.q);
-    k.check_backward(x, of_shape<S>(k.out_features(), x.cols()), cache.k, gradients.k);
-    v.check_backward(x, of_shape<S>(v.out_features(), x.cols()), cache.v, gradients.v);
+  void check_projections(ConstMatrixRef<S> x, const Cache& cache, const Gradients& gradients, const Workspace& workspace) const {
+    q.check_backward(x, of_shape<S>(q.out_features(), x.cols()), cache.q, gradients.q, workspace.q);
+    k.check_backward(x, of_shape<S>(k.out_features(), x.cols()), cache.k, gradients.k, workspace.k);
+    v.check_backward(x, of_shape<S>(v.out_features(), x.cols()), cache.v, gradients.v, workspace.v);
   }
 
   QueriesKeysValues<MatrixRef<S>> input_gradients(Workspace& workspace, Index tokens) const {
@@ -82,10 +85,10 @@ struct SeparateProjections {
             workspace.dV.resize(v.out_features(), tokens)};
   }
 
-  void project_backward(ConstMatrixRef<S> x, const Workspace& workspace, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    q.set_backward(x, workspace.dQ.view(), cache.q, gradients.q, dx);
-    k.add_backward(x, workspace.dK.view(), cache.k, gradients.k, dx);
-    v.add_backward(x, workspace.dV.view(), cache.v, gradients.v, dx);
+  void project_backward(ConstMatrixRef<S> x, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<S> dx) const {
+    q.set_backward(x, workspace.dQ.view(), cache.q, gradients.q, workspace.q, dx);
+    k.add_backward(x, workspace.dK.view(), cache.k, gradients.k, workspace.k, dx);
+    v.add_backward(x, workspace.dV.view(), cache.v, gradients.v, workspace.v, dx);
   }
 };
 

@@ -24,6 +24,7 @@ template <std::floating_point S, Projection Merged>
 struct MergedProjection {
   struct Workspace {
     Buffer<S> dQKV;
+    typename Merged::Workspace qkv;
   };
 
   struct Gradients {
@@ -59,16 +60,16 @@ struct MergedProjection {
     require_equal(cache.QKV.rows(), qkv.out_features(), "Attention::backward: rows of the cached queries, keys and values");
   }
 
-  void check_projections(ConstMatrixRef<S> x, const Cache& cache, const Gradients& gradients) const {
-    qkv.check_backward(x, of_shape<S>(qkv.out_features(), x.cols()), cache.qkv, gradients.qkv);
+  void check_projections(ConstMatrixRef<S> x, const Cache& cache, const Gradients& gradients, const Workspace& workspace) const {
+    qkv.check_backward(x, of_shape<S>(qkv.out_features(), x.cols()), cache.qkv, gradients.qkv, workspace.qkv);
   }
 
   QueriesKeysValues<MatrixRef<S>> input_gradients(Workspace& workspace, Index tokens) const {
     return divided<MatrixRef<S>>(workspace.dQKV.resize(qkv.out_features(), tokens));
   }
 
-  void project_backward(ConstMatrixRef<S> x, const Workspace& workspace, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    qkv.set_backward(x, workspace.dQKV.view(), cache.qkv, gradients.qkv, dx);
+  void project_backward(ConstMatrixRef<S> x, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<S> dx) const {
+    qkv.set_backward(x, workspace.dQKV.view(), cache.qkv, gradients.qkv, workspace.qkv, dx);
   }
 
  private:

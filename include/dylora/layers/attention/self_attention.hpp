@@ -34,9 +34,9 @@ struct AttentionOptions {
 ///     project(x, ranks, cache)                            Q, K and V into the cache
 ///     inputs(cache), input_gradients(workspace, tokens)   where they are, and room for dQ, dK and dV
 ///     check_inputs(cache)                                 refuses those that projections of other shapes have made
-///     check_projections(x, cache, gradients)              refuses what project_backward would refuse
+///     check_projections(x, cache, gradients, workspace)   refuses what project_backward would refuse
 ///     needs_linked_cache                                  whether a cache of theirs needs something from the caller
-///     project_backward(x, workspace, cache, gradients, dx)
+///     project_backward(x, cache, gradients, workspace, dx)
 ///
 /// Scores live in tiles of 64 × 64, never whole: memory grows with the number of tokens, not with its square, and the backward recomputes
 /// them. Work is split over sequences and heads. Const both ways and safe to share, as Linear.
@@ -44,14 +44,14 @@ template <std::floating_point S, class Projections, Projection Output>
 struct SelfAttention : Projections {
   using Scalar = S;
 
-  /// What backward writes on the way; layers that take turns may share one.
+  /// What backward writes on the way. A model needs one for all its layers, which take turns with it, unless their projections are linked.
   struct Workspace : Projections::Workspace {
     Buffer<S> d_context, dot;
+    typename Output::Workspace o;
   };
 
   struct Gradients : Projections::Gradients {
     typename Output::Gradients o;
-    Workspace workspace;  // for those who bring none
   };
 
   /// Filled by one forward, read by any number of backward. x is kept once for all projections.
@@ -114,21 +114,9 @@ struct SelfAttention : Projections {
     return forward(x, one_sequence(x), ranks);
   }
 
-  /// The vector-Jacobian product of the cached forward: gradients are added to; returns dx, in × tokens.
+  /// The vector-Jacobian product of the cached forward: gradients are added to, dx (in × tokens) is overwritten.
   /// Throws ShapeError, with nothing added, if dy does not fit or the cache was not filled.
-  /// Costs the projections' backward and 10·head_dim·heads flops per query and visible key.
-  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    Matrix<S> dx(in_features(), dy.cols());
-    backward(dy, cache, gradients, dx);
-    return dx;
-  }
-
-  /// The same into the caller's dx (in × tokens, overwritten); allocates only when the workspace grows.
-  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    backward(dy, cache, gradients, gradients.workspace, dx);
-  }
-
-  /// The same in the caller's workspace, of which a model needs one for all its layers.
+  /// Costs the projections' backward and 10·head_dim·heads flops per query and visible key. Allocates only when the workspace grows.
   void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<S> dx) const {
     require_samples(dy.cols(), "Attention::backward: dy");
     require_equal(dy.cols(), cache.x.cols(), "Attention::backward: tokens in dy, against the cache (was it filled by forward?)");
@@ -137,15 +125,33 @@ struct SelfAttention : Projections {
     require_equal(dy.rows(), out_features(), "Attention::backward: rows of dy");
     check_cache(cache);
     require_shapes(*this, "Attention::backward: gradient of", gradients);
-    o.check_backward(cache.context.view(), dy, cache.o, gradients.o);  // all parts are asked before the first of them adds anything
-    Projections::check_projections(cache.x.view(), cache, gradients);
+    // All parts are asked before the first of them adds anything.
+    o.check_backward(cache.context.view(), dy, cache.o, gradients.o, workspace.o);
+    Projections::check_projections(cache.x.view(), cache, gradients, workspace);
     auto d_context = workspace.d_context.resize(o.in_features(), dy.cols());
-    o.set_backward(cache.context.view(), dy, cache.o, gradients.o, d_context);
+    o.set_backward(cache.context.view(), dy, cache.o, gradients.o, workspace.o, d_context);
     const auto inputs = Projections::inputs(cache);
     const auto d = Projections::input_gradients(workspace, dy.cols());
     split().backward(cache.sequences, inputs.Q, inputs.K, inputs.V, cache.context.view(), cache.logsumexp.view(), d_context,
                      workspace.dot.resize(dy.cols(), options.heads), d.Q, d.K, d.V);
-    Projections::project_backward(cache.x.view(), workspace, cache, gradients, dx);
+    Projections::project_backward(cache.x.view(), cache, gradients, workspace, dx);
+  }
+
+  /// The same in a workspace of its own: allocates its scratch memory.
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const
+    requires(!needs_linked_cache)
+  {
+    Workspace workspace;
+    backward(dy, cache, gradients, workspace, dx);
+  }
+
+  /// The same, and returns dx.
+  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const
+    requires(!needs_linked_cache)
+  {
+    Matrix<S> dx(in_features(), dy.cols());
+    backward(dy, cache, gradients, dx);
+    return dx;
   }
 
   /// Generation: the outputs for the next tokens of one sequence, whose earlier keys and values are in `past`; theirs are appended.

@@ -11,6 +11,7 @@
 
 #include "dylora/adapters/adapter.hpp"
 #include "dylora/adapters/factors.hpp"
+#include "dylora/adapters/local_workspace.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/map_ranks.hpp"
@@ -41,7 +42,7 @@ namespace dylora {
 /// pair, which set_factors takes as one link.
 template <class Inner>
   requires MergeableAdapter<Inner> && PortableAdapter<Inner>
-struct Chain {
+struct Chain : LocalWorkspace<Chain<Inner>, typename Inner::Scalar> {
   using Scalar = typename Inner::Scalar;
   using S = Scalar;
   using Options = typename Inner::Options;
@@ -49,7 +50,12 @@ struct Chain {
 
   struct Gradients {
     typename Inner::Gradients last;
-    std::vector<typename Inner::Gradients> frozen;  // workspace of add_backward: the other links', which learn nothing
+  };
+
+  /// At least as many of each as there are links for, once it was used.
+  struct Workspace {
+    std::vector<typename Inner::Workspace> links;
+    std::vector<typename Inner::Gradients> frozen;  // of the links before the last one, which learn nothing: always zero
   };
 
   /// Filled by one add_forward, read by any number of add_backward.
@@ -117,23 +123,29 @@ struct Chain {
     cache.samples = x.cols();
   }
 
+  using LocalWorkspace<Chain, S>::add_backward;
+
   /// The vector-Jacobian product of add_forward at the cached ranks: dx += every link's, gradients += those of the last. Throws ShapeError,
   /// with nothing added, if something does not fit or the cache was not filled.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    check_backward(x, dy, cache, gradients);
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
+    check_backward(x, dy, cache, gradients, workspace);
     require_equal(dx.rows(), in_features(), "Chain::add_backward: rows of dx");
     require_equal(dx.cols(), dy.cols(), "Chain::add_backward: samples in dx");
     const std::size_t last = links.size() - 1;
-    gradients.frozen.resize(last);
+    if (workspace.links.size() < links.size()) workspace.links.resize(links.size());
+    if (workspace.frozen.size() < last) workspace.frozen.resize(last);
     for (std::size_t j = 0; j < last; ++j) {
-      if (!fits(links[j], gradients.frozen[j])) gradients.frozen[j] = zeros_like(links[j]);
+      if (!fits(links[j], workspace.frozen[j])) workspace.frozen[j] = zeros_like(links[j]);
     }
-    links[last].add_backward(x, dy, cache.links[last], gradients.last, dx);
-    for (std::size_t j = last; j-- > 0;) links[j].add_backward(x, dy, cache.links[j], gradients.frozen[j], dx);
+    links[last].add_backward(x, dy, cache.links[last], gradients.last, workspace.links[last], dx);
+    for (std::size_t j = last; j-- > 0;)
+      links[j].add_backward(x, dy, cache.links[j], workspace.frozen[j], workspace.links[j], dx);
   }
 
   /// Asks every link.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& workspace) const {
     require_equal(dy.rows(), out_features(), "Chain::add_backward: rows of dy");
     require_equal(dy.cols(), cache.samples, "Chain::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
     require_equal(static_cast<Index>(cache.links.size()), static_cast<Index>(links.size()), "Chain::add_backward: links in the cache");
@@ -143,10 +155,14 @@ struct Chain {
     const std::size_t last = links.size() - 1;
     for (std::size_t j = 0; j < last; ++j)
       require_equal(cache.components[j], links[j].components(), "Chain::add_backward: components of a frozen link, against the cache");
-    links[last].check_backward(x, dy, cache.links[last], gradients.last);
+    const typename Inner::Workspace fresh{};
+    const auto of_link = [&](std::size_t j) -> const typename Inner::Workspace& {
+      return j < workspace.links.size() ? workspace.links[j] : fresh;
+    };
+    links[last].check_backward(x, dy, cache.links[last], gradients.last, of_link(last));
     for (std::size_t j = last; j-- > 0;) {
-      const bool made = j < gradients.frozen.size() && fits(links[j], gradients.frozen[j]);
-      links[j].check_backward(x, dy, cache.links[j], made ? gradients.frozen[j] : zeros_like(links[j]));
+      const bool made = j < workspace.frozen.size() && fits(links[j], workspace.frozen[j]);
+      links[j].check_backward(x, dy, cache.links[j], made ? workspace.frozen[j] : zeros_like(links[j]), of_link(j));
     }
   }
 

@@ -61,6 +61,9 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
 
   struct Gradients : Product::Gradients {
     Gradient<Magnitudes> magnitude;
+  };
+
+  struct Workspace : Product::Workspace {
     Buffer<S> direction_dy;              // m/n ∘ dy
     Buffer<S> dm;                        // of each run of ranks, out × runs
     Buffer<S> correction_dx, frozen_dx;  // where inputs were dropped
@@ -132,8 +135,9 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
     cache.samples = x.cols();
   }
 
-  /// Throws what a backward would throw for this x, dy, cache and gradients, and touches nothing.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  /// Throws what a backward would throw for these arguments, and touches nothing.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& workspace) const {
     const Index n = dy.cols();
     require_equal(dy.rows(), out_features(), "DoraLinear::backward: rows of dy");
     require_equal(x.rows(), in_features(), "DoraLinear::backward: rows of x");
@@ -143,7 +147,7 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
     require_ranks(cache.ranks, n, adapter.components(), "DoraLinear::backward: the cache");
     require_in_range(cache.ranks.highest(), 0, cache.norms.all().cols(), "DoraLinear::backward: rank of the cache, against its norms");
     require_shapes(*this, "DoraLinear::backward: gradient of", gradients);
-    Product::check_backward(x, dy, cache.product, gradients);
+    Product::check_backward(x, dy, cache.product, gradients, workspace);
   }
 
   /// With u = m/n, P = (W + Δ_b) x̃ (the output less its bias, and so with fewer digits where that is far larger) and g = u ∘ dy, for each run:
@@ -155,19 +159,21 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
   /// gradients are added to.
   /// Throws ShapeError, with nothing added, if dy does not fit or the cache was not filled. Costs a Linear's backward and a pass over dy.
   /// Exact, 2·in·out·b flops more and some allocation for each run, and if there are several, their A x̃ again.
-  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    backward_into<Dx::set>(x, dy, cache, gradients, dx);
+  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
+    backward_into<Dx::set>(x, dy, cache, gradients, workspace, dx);
   }
 
   /// The same, but dx is added to, as where several projections read one x.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    backward_into<Dx::add>(x, dy, cache, gradients, dx);
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
+    backward_into<Dx::add>(x, dy, cache, gradients, workspace, dx);
   }
 
   /// The same without dx.
-  void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+  void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
     Matrix<S> none;
-    backward_into<Dx::none>(x, dy, cache, gradients, none);
+    backward_into<Dx::none>(x, dy, cache, gradients, workspace, none);
   }
 
   /// n_b, from the running sums over the factors; the row norms of W without a rank. Throws std::invalid_argument for the rank.
@@ -216,22 +222,23 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
   }
 
   template <Dx what>
-  void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+  void backward_into(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                     MatrixRef<S> dx) const {
     const Index n = dy.cols();
-    check_backward(x, dy, cache, gradients);
+    check_backward(x, dy, cache, gradients, workspace);
     if constexpr (what != Dx::none) {
       require_equal(dx.rows(), in_features(), "DoraLinear::backward: rows of dx");
       require_equal(dx.cols(), n, "DoraLinear::backward: samples in dx");
     }
-    if (cache.ranks.highest() == 0) return product_backward<what>(x, dy, cache.product, gradients, dx);
-    auto g = gradients.direction_dy.resize(out_features(), n);
-    detail::scale_rows_backward<S>(cache.ranks, dy, cache.unscaled.view(), cache.norms.all(), cache.scales.view(), g, gradients.dm);
+    if (cache.ranks.highest() == 0) return product_backward<what>(x, dy, cache.product, gradients, workspace, dx);
+    auto g = workspace.direction_dy.resize(out_features(), n);
+    detail::scale_rows_backward<S>(cache.ranks, dy, cache.unscaled.view(), cache.norms.all(), cache.scales.view(), g, workspace.dm);
     if (cache.dropped) {
       if constexpr (what == Dx::none) {
-        direction_backward<what>(cache.mask.x(), cache, gradients, dx);
+        direction_backward<what>(cache.mask.x(), cache, gradients, workspace, dx);
       } else {
-        auto correction = gradients.correction_dx.resize(in_features(), n), frozen = gradients.frozen_dx.resize(in_features(), n);
-        direction_backward<Dx::set>(cache.mask.x(), cache, gradients, correction);
+        auto correction = workspace.correction_dx.resize(in_features(), n), frozen = workspace.frozen_dx.resize(in_features(), n);
+        direction_backward<Dx::set>(cache.mask.x(), cache, gradients, workspace, correction);
         frozen.setZero();
         base.add_apply_transposed(dy, frozen);
         correction -= frozen;
@@ -240,35 +247,35 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
         cache.mask.add_backward(correction, dx);
       }
     } else {
-      direction_backward<what>(x, cache, gradients, dx);
+      direction_backward<what>(x, cache, gradients, workspace, dx);
     }
     cache.ranks.for_each_run(n, [&, run = Index{0}](Index, Index, RankSlice rank) mutable {
-      const auto dm = gradients.dm.view().col(run++);
+      const auto dm = workspace.dm.view().col(run++);
       if (rank.active > 0) Lengths::add_gradient(rank, dm, gradients.magnitude);
     });
   }
 
   template <Dx what>
   void product_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> g, const typename Product::Cache& cache, Gradients& gradients,
-                        MatrixRef<S> dx) const {
-    if constexpr (what == Dx::set) Product::set_backward(x, g, cache, gradients, dx);
-    if constexpr (what == Dx::add) Product::add_backward(x, g, cache, gradients, dx);
-    if constexpr (what == Dx::none) Product::add_gradients(x, g, cache, gradients);
+                        Workspace& workspace, MatrixRef<S> dx) const {
+    if constexpr (what == Dx::set) Product::set_backward(x, g, cache, gradients, workspace, dx);
+    if constexpr (what == Dx::add) Product::add_backward(x, g, cache, gradients, workspace, dx);
+    if constexpr (what == Dx::none) Product::add_gradients(x, g, cache, gradients, workspace);
   }
 
-  /// dx = (W + Δ_b)ᵀ g, dA and dB, where g and dm are in the gradients' workspace and x is what the correction has seen. Where the norms have a
+  /// dx = (W + Δ_b)ᵀ g, dA and dB, where g and dm are in the workspace and x is what the correction has seen. Where the norms have a
   /// gradient, it is added run after run, for which each run becomes a batch of its own.
   template <Dx what>
-  void direction_backward(ConstMatrixRef<S> x, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    const auto g = gradients.direction_dy.view();
-    if (norm_gradient == NormGradient::detached) return product_backward<what>(x, g, cache.product, gradients, dx);
+  void direction_backward(ConstMatrixRef<S> x, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<S> dx) const {
+    const auto g = workspace.direction_dy.view();
+    if (norm_gradient == NormGradient::detached) return product_backward<what>(x, g, cache.product, gradients, workspace, dx);
     cache.ranks.for_each_run(x.cols(), [&, run = Index{0}](Index begin, Index columns, RankSlice rank) mutable {
-      const auto dm = gradients.dm.view().col(run++);
+      const auto dm = workspace.dm.view().col(run++);
       typename Product::Cache of_run;
       const bool whole = columns == x.cols();
       const auto x_b = x.middleCols(begin, columns);
       if (!whole) adapter.prepare_forward(x_b, rank, of_run.adapter);
-      product_backward<what>(x_b, g.middleCols(begin, columns), whole ? cache.product : of_run, gradients,
+      product_backward<what>(x_b, g.middleCols(begin, columns), whole ? cache.product : of_run, gradients, workspace,
                              what == Dx::none ? dx : MatrixRef<S>(dx.middleCols(begin, columns)));
       if (rank.active == 0) return;
       const Vector<S> dn = -cache.scales.view().col(rank.active - 1).cwiseProduct(dm);

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "dylora/adapters/local_workspace.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
@@ -29,13 +30,17 @@ namespace dylora {
 /// At rank b every adapter uses its first b components, or all it has. A parameter of the gate belongs to no component, so it learns at every
 /// rank. The weights depend on x, so there is no delta: to merge this does not compile. See constant_delta.
 template <std::floating_point S>
-struct Flow {
+struct Flow : LocalWorkspace<Flow<S>, S> {
   using Scalar = S;
 
   struct Gradients {
     typename FlowGate<S>::Gradients gate;
-    typename GatedAdapters<S>::Gradients adapters;
-    Buffer<S> d_weights;  // workspace of add_backward
+  };
+
+  struct Workspace {
+    typename FlowGate<S>::Workspace gate;
+    typename GatedAdapters<S>::Workspace adapters;
+    Buffer<S> d_weights;
   };
 
   /// Filled by one add_forward, read by any number of add_backward.
@@ -72,27 +77,32 @@ struct Flow {
     adapters.add_forward(x, ranks, cache.adapters, y);
   }
 
+  using LocalWorkspace<Flow, S>::add_backward;
+
   /// The vector-Jacobian product of add_forward: x is the input of the adapters and of the gate, and dx has both parts.
   /// Throws ShapeError, with nothing added, if something does not fit or the cache was not filled.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    check_backward(x, dy, cache, gradients);
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
+    check_backward(x, dy, cache, gradients, workspace);
     require_equal(dx.rows(), in_features(), "Flow::add_backward: rows of dx");
     require_equal(dx.cols(), dy.cols(), "Flow::add_backward: samples in dx");
-    gradients.d_weights.resize(gate.adapters(), dy.cols()).setZero();
-    gradients.adapters.d_weights = &gradients.d_weights;
-    adapters.add_backward(x, dy, cache.adapters, gradients.adapters, dx);
-    gate.add_backward(x, gradients.d_weights.view(), cache.gate, gradients.gate, dx);
+    workspace.d_weights.resize(gate.adapters(), dy.cols()).setZero();
+    workspace.adapters.d_weights = &workspace.d_weights;
+    typename GatedAdapters<S>::Gradients none;
+    adapters.add_backward(x, dy, cache.adapters, none, workspace.adapters, dx);
+    gate.add_backward(x, workspace.d_weights.view(), cache.gate, gradients.gate, workspace.gate, dx);
   }
 
   /// Asks the adapters and the gate.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& /*workspace*/) const {
     require_equal(dy.rows(), out_features(), "Flow::add_backward: rows of dy");
     require_equal(dy.cols(), cache.gate.samples, "Flow::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
     require_equal(x.rows(), in_features(), "Flow::add_backward: rows of x");
     require_equal(x.cols(), dy.cols(), "Flow::add_backward: samples in x");
     check_parts();
     require_shapes(*this, "Flow::add_backward: gradient of", gradients);
-    adapters.check_cached(x, dy, cache.adapters, gradients.adapters);
+    adapters.check_cached(x, dy, cache.adapters, {});
     gate.check_backward(x, gate.adapters(), dy.cols(), cache.gate, gradients.gate);
   }
 

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "dylora/adapters/local_workspace.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
@@ -48,14 +49,17 @@ inline std::vector<double> only_adapter(Index adapter, Index adapters) {
 /// Fresh, W_g = 0 and b_g = start − 1/k: every token has the weights of the start. Columns at RankSlice::none() have no weights (zeros), and
 /// nothing comes back from them. The same vector added to every row of W_g changes nothing.
 template <std::floating_point S>
-struct FlowGate {
+struct FlowGate : LocalWorkspace<FlowGate<S>, S> {
   using Scalar = S;
   using Options = FlowGateOptions;
 
   struct Gradients {
     Gradient<RowMatrix<S>> weight;
     Gradient<Vector<S>> bias;
-    Buffer<S> d_logits;  // workspace of add_backward
+  };
+
+  struct Workspace {
+    Buffer<S> d_logits;
   };
 
   /// Filled by one forward, read by any number of add_backward.
@@ -112,6 +116,8 @@ struct FlowGate {
     cache.samples = h.cols();
   }
 
+  using LocalWorkspace<FlowGate, S>::add_backward;
+
   /// The vector-Jacobian product of forward, run after run of the cached ranks. With P the softmax and d = dΩ (d_weights):
   ///
   ///     Ω = P + b_g              db_g += Σ over tokens of d
@@ -119,13 +125,15 @@ struct FlowGate {
   ///     l = W_g h                dW_g += dl · hᵀ            dh += W_gᵀ · dl
   ///
   /// h as in forward; d_weights k × n, the sum over all projections that the gate serves; gradients and dh (in × n) are added to.
-  /// Throws ShapeError, with nothing added, if something does not fit or the cache was not filled. Costs 4·k·n·in flops.
-  void add_backward(ConstMatrixRef<S> h, ConstMatrixRef<S> d_weights, const Cache& cache, Gradients& gradients, MatrixRef<S> dh) const {
+  /// Throws ShapeError, with nothing added, if something does not fit or the cache was not filled. Costs 4·k·n·in flops; allocates
+  /// only when the workspace grows.
+  void add_backward(ConstMatrixRef<S> h, ConstMatrixRef<S> d_weights, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dh) const {
     check_backward(h, d_weights.rows(), d_weights.cols(), cache, gradients);
     require_equal(dh.rows(), in_features(), "FlowGate::add_backward: rows of dh");
     require_equal(dh.cols(), cache.samples, "FlowGate::add_backward: samples in dh");
     const auto softmax = cache.softmax.view();
-    auto d_logits = gradients.d_logits.resize(adapters(), cache.samples);
+    auto d_logits = workspace.d_logits.resize(adapters(), cache.samples);
     cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
       if (rank.active == 0) return;
       for (Index column = begin; column < begin + n; ++column) {

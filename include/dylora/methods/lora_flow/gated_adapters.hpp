@@ -29,8 +29,9 @@ namespace dylora {
 ///     gate.forward(h, ranks, gate_cache);
 ///     q_cache.weights = &gate_cache.weights;                      // k × n, before each forward; likewise v_cache
 ///     q.apply(x, ranks, q_cache, y);
-///     q_gradients.adapter.d_weights = &d_weights;                 // k × n, zero before the first backward of the block, added to by each
-///     q.add_backward(x, dy, q_cache, q_gradients, dx);            // … and after the last gate.add_backward(h, d_weights, gate_cache, …)
+///     q_workspace.adapter.d_weights = &d_weights;                 // k × n, zero before the first backward of the block, added to by each
+///     q.add_backward(x, dy, q_cache, q_gradients, q_workspace, dx);
+///     gate.add_backward(h, d_weights, gate_cache, gate_gradients, dh);   // after the last
 ///
 /// Component c of all adapters lies side by side, then component c + 1 of those that have one: rank b is a prefix, and all adapters are
 /// one product. Without weights a call at RankSlice::none() still works, and no other: so a Linear's forward without a cache, which has no
@@ -42,7 +43,9 @@ class GatedAdapters : public Factored<GatedAdapters<S>, S> {
   static constexpr bool needs_linked_cache = true;
   using Scalar = S;
 
-  struct Gradients {
+  struct Gradients {};
+
+  struct Workspace {
     Buffer<S>* d_weights = nullptr;  // the caller's, k × n: backward adds ∂/∂ω to it
     Buffer<S> dh;
   };
@@ -127,10 +130,12 @@ class GatedAdapters : public Factored<GatedAdapters<S>, S> {
     });
   }
 
-  /// Throws as Factored's, and ShapeError if the cache or *gradients.d_weights is of other sizes, std::invalid_argument if there is no d_weights.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  /// Throws as Factored's, and ShapeError if the cache or *workspace.d_weights is of other sizes, std::invalid_argument if there is no
+  /// d_weights.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& workspace) const {
     check_cached(x, dy, cache, gradients);
-    if (cache.h.rows() > 0) require_weights(gradients.d_weights, dy.cols(), "GatedAdapters::add_backward: d_weights");
+    if (cache.h.rows() > 0) require_weights(workspace.d_weights, dy.cols(), "GatedAdapters::add_backward: d_weights");
   }
   /// The same for a caller that makes d_weights, of the right shape, only after it has asked.
   void check_cached(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
@@ -143,13 +148,13 @@ class GatedAdapters : public Factored<GatedAdapters<S>, S> {
   ///
   ///     y = B_b (ω s h)      dω_i += Σ over its rows of s_i · h · e      dx += A_bᵀ (ω s e)
   ///
-  /// *gradients.d_weights (k × n) is added to. Costs 2·b·n·out flops, and the term 2·b·n·in.
-  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    check_backward(x, dy, cache, gradients);
+  /// *workspace.d_weights (k × n) is added to. Costs 2·b·n·out flops, and the term 2·b·n·in.
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+    check_backward(x, dy, cache, gradients, workspace);
     const auto h = cache.h.view();
-    auto dh = gradients.dh.resize(h.rows(), dy.cols());
+    auto dh = workspace.dh.resize(h.rows(), dy.cols());
     if (h.rows() == 0) return;
-    auto d_weights = gradients.d_weights->view();
+    auto d_weights = workspace.d_weights->view();
     cache.ranks.for_each_run(dy.cols(), [&](Index begin, Index n, RankSlice rank) {
       const Index b = rows_at(rank.active);
       if (b == 0) return;
@@ -162,8 +167,8 @@ class GatedAdapters : public Factored<GatedAdapters<S>, S> {
   }
 
   template <class F>
-  void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const {
-    const auto dh = gradients.dh.view();
+  void for_each_backward_term(const Cache& cache, const Workspace& workspace, F&& f) const {
+    const auto dh = workspace.dh.view();
     cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
       const Index b = rows_at(rank.active);
       f(begin, n, LowRankTerm<S>{A_.topRows(b).transpose(), dh.block(0, begin, b, n)});

@@ -62,6 +62,9 @@ struct Nola : Factored<Nola<S, nesting>, S> {
   struct Gradients {
     Gradient<Vector<S>> alpha;
     Gradient<Vector<S>> beta;
+  };
+
+  struct Workspace {
     Buffer<S> dh;      // s · Bᵀ · dy, from prepare_backward to for_each_backward_term
     Buffer<S> dA, dB;  // of a run, as the factors in the cache
   };
@@ -136,7 +139,8 @@ struct Nola : Factored<Nola<S, nesting>, S> {
   }
 
   /// Throws as Factored's, and ShapeError if the coefficients disagree with the options or the cache is of other sizes.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& /*workspace*/) const {
     check_parameters();
     this->check_call(x, dy, cache, gradients, components());
     require_equal(cache.A.rows(), in_features(), "Nola::add_backward: in_features of the cached A");
@@ -149,13 +153,13 @@ struct Nola : Factored<Nola<S, nesting>, S> {
   ///     y = s B h           dB = s · dy · hᵀ      dβ_i += ⟨dB, ℬ_i⟩      dh = s · Bᵀ · dy
   ///     h = A x             dA = dh · xᵀ          dα_i += ⟨dA, 𝒜_i⟩      dx += Aᵀ · dh
   ///
-  /// over the coefficients in [t, b) where bases are nested, else over all. dh is kept beside the gradients. Costs what LowRank does and, for
+  /// over the coefficients in [t, b) where bases are nested, else over all. dh is left in the workspace. Costs what LowRank does and, for
   /// each run of equal ranks, as many random numbers as a forward.
-  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    check_backward(x, dy, cache, gradients);
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+    check_backward(x, dy, cache, gradients, workspace);
     const auto B = cache.B.view(), h = cache.h.view();
-    auto dh = gradients.dh.resize(h.rows(), dy.cols());
-    auto dA = gradients.dA.resize(in_features(), h.rows()), dB = gradients.dB.resize(out_features(), h.rows());
+    auto dh = workspace.dh.resize(h.rows(), dy.cols());
+    auto dA = workspace.dA.resize(in_features(), h.rows()), dB = workspace.dB.resize(out_features(), h.rows());
     for_each_run(cache.ranks, dy.cols(), [&](Index begin, Index n, RankSlice rank, Index first, Index r) {
       if (r == 0) return;
       const auto dy_b = dy.middleCols(begin, n);
@@ -177,8 +181,8 @@ struct Nola : Factored<Nola<S, nesting>, S> {
   }
 
   template <class F>
-  void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const {
-    const auto A = cache.A.view(), dh = gradients.dh.view();
+  void for_each_backward_term(const Cache& cache, const Workspace& workspace, F&& f) const {
+    const auto A = cache.A.view(), dh = workspace.dh.view();
     for_each_run(cache.ranks, cache.samples, [&](Index begin, Index n, RankSlice, Index first, Index r) {
       f(begin, n, LowRankTerm<S>{A.middleCols(first, r), dh.block(0, begin, r, n)});
     });

@@ -46,8 +46,12 @@ struct Initialized : Factored<Initialized<S>, S> {
   using Options = LowRankOptions;
 
   struct Gradients {
-    typename LowRank<S>::Gradients current;  // current.dh is s · B_bᵀ · dy
-    Buffer<S> d_pairs;                       // the same for both columns of each component
+    typename LowRank<S>::Gradients current;
+  };
+
+  struct Workspace {
+    Buffer<S> dh;       // s · B_bᵀ · dy
+    Buffer<S> d_pairs;  // the same for both columns of each component
   };
 
   /// Filled by one forward, read by any number of backward.
@@ -101,7 +105,8 @@ struct Initialized : Factored<Initialized<S>, S> {
   }
 
   /// Throws as Factored's, and ShapeError if the factors disagree or the cache is of other sizes.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& /*workspace*/) const {
     this->check_call(x, dy, cache, gradients, components());
     check_factors();
     require_equal(cache.left.rows(), out_features(), "Initialized::add_backward: out_features of the cache");
@@ -114,11 +119,11 @@ struct Initialized : Factored<Initialized<S>, S> {
   ///     dB[:, t:b] += s · dy · h[t:b]ᵀ     dA[t:b, :] += (s B_bᵀ dy)[t:b] · xᵀ     dx += A_bᵀ (s (B − B⁰)_bᵀ dy) + (A − A⁰)_bᵀ (s B⁰_bᵀ dy)
   ///
   /// Costs 2·b·n·(in + 3·out) flops at t = 0, and the term 4·b·n·in.
-  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    check_backward(x, dy, cache, gradients);
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+    check_backward(x, dy, cache, gradients, workspace);
     const auto left = cache.left.view();
     const Index highest = cache.ranks.highest();
-    auto d_pairs = gradients.d_pairs.resize(2 * highest, dy.cols()), dh = gradients.current.dh.resize(highest, dy.cols());
+    auto d_pairs = workspace.d_pairs.resize(2 * highest, dy.cols()), dh = workspace.dh.resize(highest, dy.cols());
     cache.ranks.for_each_run(dy.cols(), [&](Index begin, Index n, RankSlice rank) {
       const Index b = rank.active, t = rank.trainable_from, trained = rank.trainable();
       if (b == 0) return;
@@ -126,7 +131,7 @@ struct Initialized : Factored<Initialized<S>, S> {
       set_dot_products(d_pairs.block(0, begin, 2 * b, n), left.leftCols(2 * b).transpose(), dy_b, scale(b));
       if (trained > 0) {
         auto trained_dh = dh.block(t, begin, trained, n);
-        trained_dh = of_pairs(gradients.d_pairs, 0, t, begin, trained, n) + of_pairs(gradients.d_pairs, 1, t, begin, trained, n);
+        trained_dh = of_pairs(workspace.d_pairs, 0, t, begin, trained, n) + of_pairs(workspace.d_pairs, 1, t, begin, trained, n);
         add_product(gradients.current.B.middleCols(t, trained), dy_b, of_pairs(cache.h, 0, t, begin, trained, n).transpose(), scale(b));
         add_product(gradients.current.A.middleRows(t, trained), trained_dh, x.middleCols(begin, n).transpose());
       }
@@ -136,8 +141,8 @@ struct Initialized : Factored<Initialized<S>, S> {
   }
 
   template <class F>
-  void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const {
-    const auto right = cache.right.view(), d_pairs = gradients.d_pairs.view();
+  void for_each_backward_term(const Cache& cache, const Workspace& workspace, F&& f) const {
+    const auto right = cache.right.view(), d_pairs = workspace.d_pairs.view();
     cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
       f(begin, n, LowRankTerm<S>{right.leftCols(2 * rank.active), d_pairs.block(0, begin, 2 * rank.active, n)});
     });

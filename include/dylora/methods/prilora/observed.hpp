@@ -27,6 +27,7 @@ struct Observed : Decorator<Observed<Inner>, Inner> {
   using S = Scalar;
   using Options = typename Inner::Options;
   using Cache = typename Inner::Cache;
+  using Workspace = typename Inner::Workspace;
 
   struct Gradients {
     typename Inner::Gradients inner;
@@ -38,16 +39,19 @@ struct Observed : Decorator<Observed<Inner>, Inner> {
   explicit Observed(Inner inner_) : inner(std::move(inner_)) {}
   Observed(Index in_features, Index out_features, Options options, Rng& rng) : inner(in_features, out_features, std::move(options), rng) {}
 
+  using Decorator<Observed, Inner>::add_backward;
+
   /// The adapter's, and a pass over x.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
-    inner.add_backward(x, dy, cache, gradients.inner, dx);
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
+    inner.add_backward(x, dy, cache, gradients.inner, workspace, dx);
     observe(x, gradients);
   }
 
-  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const
     requires FactoredAdapter<Inner>
   {
-    inner.prepare_backward(x, dy, cache, gradients.inner);
+    inner.prepare_backward(x, dy, cache, gradients.inner, workspace);
     observe(x, gradients);
   }
 

@@ -46,6 +46,7 @@ struct Proportional : Decorator<Proportional<Inner>, Inner> {
   using Options = ProportionalOptions<typename Inner::Options>;
   using Gradients = typename Inner::Gradients;
   using Cache = typename Inner::Cache;
+  using Workspace = typename Inner::Workspace;
 
   Inner inner;
 

@@ -21,13 +21,13 @@ namespace dylora {
 ///
 ///     ResidualLink<float, Shortcut::block> q(Wq, {.adapter = {.max_rank = 8}, .position = block}, rng);
 ///
-/// Wherever a Linear may be, also inside an Attention; its Cache and Gradients must be linked before each call.
+/// Wherever a Linear may be, also inside an Attention; its Cache and Workspace must be linked before each call.
 template <std::floating_point S, Shortcut shortcut, FrozenWeight W = DenseWeight<S>>
 using ResidualLink = Linear<S, ResidualLowRank<S, shortcut>, W>;
 
 namespace detail {
 
-/// The adapter of a layer, or what belongs to it in the layer's cache or gradients.
+/// The adapter of a layer, or what belongs to it in the layer's cache, gradients or workspace.
 template <class T>
 auto& adapter_of(T& whole) {
   if constexpr (requires { whole.adapter; }) {
@@ -55,49 +55,58 @@ void require_chain(const Links& links, Member member = {}) {
   }
 }
 
-/// Makes a chain of links and their caches, in order, before a forward. What the caches held counts as not filled.
-///
-/// `member` finds the link, and its cache, in an element of either: where both are in blocks of a model,
-///
-///     link(blocks, cache.blocks, [](auto& block) -> auto& { return block.attention.q; });
-///
-/// The caches refer to each other and to the links, so none of them may move before the chain's last
-/// forward; a cache that has moved, or is a copy, is refused. The backward follows no reference. A call for every forward makes copies safe. Does nothing for layers without shortcuts. Throws ShapeError as require_chain, or if there
-/// are not as many caches as links.
-template <class Links, class Caches, class Member = std::identity>
-  requires requires(const Links& links, Caches& caches) { std::size(links), std::size(caches); }
-void link(const Links& links, Caches& caches, Member member = {}) {
-  if constexpr (requires { detail::link_at(caches, 0, member).owner; }) {
-    const std::size_t count = std::size(links);
-    require_equal(static_cast<Index>(std::size(caches)), static_cast<Index>(count), "link: number of caches, against the links");
-    require_chain(links, member);
-    for (std::size_t n = 0; n < count; ++n) {
-      auto& cache = detail::link_at(caches, n, member);
-      cache.linked_at = &cache;
-      cache.owner = &detail::link_at(links, n, member);
-      cache.next = n + 1 < count ? &detail::link_at(links, n + 1, member) : nullptr;
-      cache.previous = n > 0 ? &detail::link_at(caches, n - 1, member) : nullptr;
-      cache.earlier = static_cast<Index>(n);
-      cache.later = static_cast<Index>(count - 1 - n);
-      cache.pass = cache.samples = 0;
-    }
+namespace detail {
+
+template <class Links, class Caches, class Member>
+void link_caches(const Links& links, Caches& caches, Member& member) {
+  const std::size_t count = std::size(links);
+  require_equal(static_cast<Index>(std::size(caches)), static_cast<Index>(count), "link: number of caches, against the links");
+  require_chain(links, member);
+  for (std::size_t n = 0; n < count; ++n) {
+    auto& cache = link_at(caches, n, member);
+    cache.linked_at = &cache;
+    cache.owner = &link_at(links, n, member);
+    cache.next = n + 1 < count ? &link_at(links, n + 1, member) : nullptr;
+    cache.previous = n > 0 ? &link_at(caches, n - 1, member) : nullptr;
+    cache.earlier = static_cast<Index>(n);
+    cache.later = static_cast<Index>(count - 1 - n);
+    cache.pass = cache.samples = 0;
   }
 }
 
-/// Makes a chain of the links' gradients, in order, before a backward; what an unfinished backward has left there is dropped. They refer to
-/// each other and may not move before the end of it; those that have, or are copies, are refused. `member` as above.
-template <class Gradients, class Member = std::identity>
-  requires requires(Gradients& gradients, Member member) { std::invoke(member, gradients[std::size(gradients)]); }
-void link(Gradients& gradients, Member member = {}) {
-  if constexpr (requires { detail::link_at(gradients, 0, member).returned; }) {
-    for (std::size_t n = 0; n < std::size(gradients); ++n) {
-      auto& one = detail::link_at(gradients, n, member);
-      one.linked_at = &one;
-      one.previous = n > 0 ? &detail::link_at(gradients, n - 1, member) : nullptr;
-      one.earlier = static_cast<Index>(n);
-      one.returned = 0;
-    }
+template <class Gradients, class Workspaces, class Member>
+void link_workspaces(Gradients& gradients, Workspaces& workspaces, Member& member) {
+  const std::size_t count = std::size(gradients);
+  require_equal(static_cast<Index>(std::size(workspaces)), static_cast<Index>(count), "link: number of workspaces, against the gradients");
+  for (std::size_t n = 0; n < count; ++n) {
+    auto& workspace = link_at(workspaces, n, member);
+    workspace.linked_at = &workspace;
+    workspace.gradients = &link_at(gradients, n, member);
+    workspace.previous = n > 0 ? &link_at(workspaces, n - 1, member) : nullptr;
+    workspace.earlier = static_cast<Index>(n);
+    workspace.returned = 0;
   }
+}
+
+}  // namespace detail
+
+/// Makes a chain of links and their caches, in order, before a forward: link(links, caches). What the caches held counts as not filled.
+/// And a chain of the links' gradients and their workspaces before a backward: link(gradients, workspaces). What an unfinished backward has
+/// left there is dropped.
+///
+/// `member` finds the link, and what belongs to it, in an element of either: where both are in blocks of a model,
+///
+///     link(blocks, cache.blocks, [](auto& block) -> auto& { return block.attention.q; });
+///
+/// The caches refer to each other and to the links, so none of them may move before the chain's last forward; the workspaces refer to each
+/// other and to the gradients, and none of these before the end of the backward. What has moved, or is a copy, is refused. The backward
+/// follows no reference of a cache. A call for every forward and backward makes copies safe. Does nothing for layers without shortcuts.
+/// Throws ShapeError as require_chain, or if there are not as many caches as links, or workspaces as gradients.
+template <class Chain, class Parts, class Member = std::identity>
+  requires requires(const Chain& chain, Parts& parts) { std::size(chain), std::size(parts); }
+void link(Chain&& chain, Parts& parts, Member member = {}) {
+  if constexpr (requires { detail::link_at(parts, 0, member).owner; }) detail::link_caches(chain, parts, member);
+  if constexpr (requires { detail::link_at(parts, 0, member).returned; }) detail::link_workspaces(chain, parts, member);
 }
 
 }  // namespace dylora

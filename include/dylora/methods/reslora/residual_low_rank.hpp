@@ -29,12 +29,12 @@ namespace dylora {
 ///     middle    s · B_n · (Σ_q A_q · x_q)
 ///
 /// ResLoRA (Shi et al., arXiv 2402.18039, section 3; the scale as in the released code, the paper leaves it out). In use, with the links,
-/// their caches and their gradients in a vector each, and link(...) of methods/reslora/link.hpp:
+/// their caches, their gradients and their workspaces in a vector each, and link(...) of methods/reslora/link.hpp:
 ///
 ///     link(chain, caches);                                                // then the forwards, from the first link to the last
 ///     chain[n].apply(x, 4, caches[n], y);
-///     link(gradients);                                                    // then the backwards, from the last link to the first
-///     chain[n].set_backward(x, dy, caches[n], gradients[n], dx);
+///     link(gradients, workspaces);                                        // then the backwards, from the last link to the first
+///     chain[n].set_backward(x, dy, caches[n], gradients[n], workspaces[n], dx);
 ///
 /// No input is kept for another link: what passes between them is b × n. (For an input shortcut link n − 1 computes A_n x_{n−1} in one
 /// product with its own, and adds the part of x_{n−1} to dA_n in its backward.) A link that is called out of turn, or would read what an
@@ -47,6 +47,7 @@ struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
   using Scalar = S;
   using Options = ResidualOptions;
   using Gradients = detail::ResidualGradients<S>;
+  using Workspace = detail::ResidualWorkspace<S>;
   using Cache = detail::ResidualCache<S, ResidualLowRank>;
   static constexpr Shortcut kind = shortcut;
 
@@ -122,20 +123,21 @@ struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
     });
   }
 
-  /// Throws as Factored's, and ShapeError if the cache or the gradients are of another batch, or unless the gradients were linked and each
-  /// later link within reach was called since this one was.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  /// Throws as Factored's, and ShapeError if the cache or the workspace is of another batch, or unless the workspace was linked and each
+  /// later link within reach was called since this one was; std::invalid_argument if it was not linked with these gradients.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& workspace) const {
     require_alike(*this);
     this->check_call(x, dy, cache, gradients, inner.components());
     require_equal(cache.earlier, position, "ResidualLowRank::add_backward: earlier links of the cache");
     require_equal(cache.a.rows(), readers(cache) * cache.ranks.highest(), "ResidualLowRank::add_backward: rank of the cached A x");
-    gradients.require_linked(position);
-    require_equal(gradients.returned, within_reach(cache.later),
+    workspace.require_linked(position, gradients);
+    require_equal(workspace.returned, within_reach(cache.later),
                   "ResidualLowRank::add_backward: later links whose backward was called (they come before this one)");
     for (Index k = 0; k <= within_reach(position); ++k) {
-      const Gradients& to = gradients.back(k);
+      const Workspace& to = workspace.back(k);
       to.require_batch(cache.ranks, cache.samples);
-      if (k > 0 && shortcut == Shortcut::block) require_shapes(*this, "ResidualLowRank::add_backward: gradient of", to);
+      if (k > 0 && shortcut == Shortcut::block) require_shapes(*this, "ResidualLowRank::add_backward: gradient of", *to.gradients);
     }
   }
 
@@ -147,11 +149,11 @@ struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
   ///     middle    dB_n += s · dy_n · h_nᵀ          dA_n += da_n · x_nᵀ                   dx_n += A_nᵀ · da_n,  da_n = Σ_{q ≥ n} dh_q
   ///
   /// Complete when every link has been called, from the last to the first. With the term, costs twice the flops of the forward; keeps
-  /// b·(in + out) values for each run of ranks.
-  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    check_backward(x, dy, cache, gradients);
+  /// b·(in + out) values for each run of ranks in the workspace, and allocates only when it grows.
+  void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+    check_backward(x, dy, cache, gradients, workspace);
     const BatchRanks& ranks = cache.ranks;
-    auto dh = gradients.inner.dh.resize(writers() * ranks.highest(), dy.cols());
+    auto dh = workspace.dh.resize(writers() * ranks.highest(), dy.cols());
     ranks.for_each_run(dy.cols(), [&](Index begin, Index n, RankSlice rank) {
       const Index b = rank.active, rows = writers() * b;
       if (b == 0) return;
@@ -161,35 +163,36 @@ struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
       gradients.inner.B.components.insert(rank);
     });
     if constexpr (shortcut == Shortcut::block) {
-      if (gradients.returned == 0) gradients.clear_sums(ranks, dy.cols(), in_features(), out_features());
+      if (workspace.returned == 0) workspace.clear_sums(ranks, dy.cols(), in_features(), out_features());
       for (Index k = 1; k <= within_reach(position); ++k) {
-        if (gradients.leave(k, ranks, dy.cols())) gradients.back(k).clear_sums(ranks, dy.cols(), in_features(), out_features());
+        if (workspace.leave(k, ranks, dy.cols())) workspace.back(k).clear_sums(ranks, dy.cols(), in_features(), out_features());
       }
     } else {
-      gradients.clear_sums(ranks, dy.cols(), in_features(), out_features());
+      workspace.clear_sums(ranks, dy.cols(), in_features(), out_features());
       for (Index k = 1; k <= within_reach(position); ++k) {
-        Buffer<S>& received = gradients.back(k).received;
-        if (gradients.leave(k, ranks, dy.cols())) received.resize(dh.rows(), dh.cols()).setZero();
+        Buffer<S>& received = workspace.back(k).received;
+        if (workspace.leave(k, ranks, dy.cols())) received.resize(dh.rows(), dh.cols()).setZero();
         received.view() += dh;
       }
-      take_back(gradients);
+      take_back(workspace);
     }
     detail::add_to_sums<S>(
-        ranks, dy, met_by_B(cache), writers(), gradients.product, [&](Index b) { return inner.scale(b); },
-        [&](Index j) -> Buffer<S>& { return gradients.back(j).dB_sums; });
+        ranks, dy, met_by_B(cache), writers(), workspace.product, [&](Index b) { return inner.scale(b); },
+        [&](Index j) -> Buffer<S>& { return workspace.back(j).dB_sums; });
     detail::add_to_sums<S>(
-        ranks, x, met_by_x(cache, gradients), readers(cache), gradients.product, [](Index) { return S(1); },
-        [&](Index j) -> Buffer<S>& { return reader(gradients, j).dA_sums; });
-    gradients.add_dB(ranks, dy.cols());
+        ranks, x, met_by_x(cache, workspace), readers(cache), workspace.product, [](Index) { return S(1); },
+        [&](Index j) -> Buffer<S>& { return reader(workspace, j).dA_sums; });
+    workspace.add_dB(ranks, dy.cols(), gradients);
     // Of an input chain, this link has been the last to contribute to the dA of the next one.
-    if (shortcut != Shortcut::input || position == 0) gradients.add_dA(ranks, dy.cols());
-    if (shortcut == Shortcut::input && gradients.returned > 0) gradients.sender->add_dA(ranks, dy.cols());
-    gradients.returned = 0;
+    if (shortcut != Shortcut::input || position == 0) workspace.add_dA(ranks, dy.cols(), gradients);
+    if (shortcut == Shortcut::input && workspace.returned > 0)
+      workspace.sender->add_dA(ranks, dy.cols(), *workspace.sender->gradients);
+    workspace.returned = 0;
   }
 
   template <class F>
-  void for_each_backward_term(const Cache& cache, const Gradients& gradients, F&& f) const {
-    const auto A = all_A(cache), da = met_by_x(cache, gradients);
+  void for_each_backward_term(const Cache& cache, const Workspace& workspace, F&& f) const {
+    const auto A = all_A(cache), da = met_by_x(cache, workspace);
     cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
       const Index columns = readers(cache) * rank.active;
       f(begin, n, LowRankTerm<S>{A.leftCols(columns), da.block(0, begin, columns, n)});
@@ -219,8 +222,8 @@ struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
     for (; j > 0; --j) from = from->previous;
     return *from->owner;
   }
-  static Gradients& reader(Gradients& gradients, Index j) {
-    return shortcut == Shortcut::input && j > 0 ? *gradients.sender : gradients.back(j);
+  static Workspace& reader(Workspace& workspace, Index j) {
+    return shortcut == Shortcut::input && j > 0 ? *workspace.sender : workspace.back(j);
   }
 
   ConstView all_A(const Cache& cache) const {
@@ -230,8 +233,8 @@ struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
     return writers() > 1 ? cache.B.view() : ConstView(inner.B.data(), out_features(), inner.components());
   }
   static ConstView met_by_B(const Cache& cache) { return shortcut == Shortcut::block ? cache.a.view() : cache.h.view(); }
-  ConstView met_by_x(const Cache& cache, const Gradients& gradients) const {
-    return shortcut == Shortcut::input && readers(cache) > 1 ? gradients.da.view() : gradients.inner.dh.view();
+  ConstView met_by_x(const Cache& cache, const Workspace& workspace) const {
+    return shortcut == Shortcut::input && readers(cache) > 1 ? workspace.da.view() : workspace.dh.view();
   }
 
   /// The factors of the links that take part into the cache, component by component.
@@ -249,15 +252,15 @@ struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
   }
 
   /// What the later links have sent joins dh: from now on it is what meets x.
-  void take_back(Gradients& gradients) const {
-    if (gradients.returned == 0) return;
-    auto dh = gradients.inner.dh.view();
+  void take_back(Workspace& workspace) const {
+    if (workspace.returned == 0) return;
+    auto dh = workspace.dh.view();
     if constexpr (shortcut == Shortcut::input) {
-      auto da = gradients.da.resize(2 * dh.rows(), dh.cols());
+      auto da = workspace.da.resize(2 * dh.rows(), dh.cols());
       detail::rows_of_link(da, 0, 2) = dh;
-      detail::rows_of_link(da, 1, 2) = gradients.received.view();
+      detail::rows_of_link(da, 1, 2) = workspace.received.view();
     } else {
-      dh += gradients.received.view();
+      dh += workspace.received.view();
     }
   }
 

@@ -29,7 +29,7 @@ struct ResidualOptions {
 }  // namespace dylora
 
 /// What the links of a residual chain leave for each other (methods/reslora/residual_low_rank.hpp says what for): in their caches on the way
-/// forward, in their gradients on the way back.
+/// forward, in their workspaces on the way back.
 namespace dylora::detail {
 
 /// The rows i · links + j of a matrix of several links, which are those of link j.
@@ -118,28 +118,33 @@ struct ResidualCache {
 template <std::floating_point S>
 struct ResidualGradients {
   typename LowRank<S>::Gradients inner;
+};
 
+template <std::floating_point S>
+struct ResidualWorkspace {
   // Set by link.
-  const ResidualGradients* linked_at = nullptr;
-  ResidualGradients* previous = nullptr;
+  const ResidualWorkspace* linked_at = nullptr;
+  ResidualGradients<S>* gradients = nullptr;  // of this link
+  ResidualWorkspace* previous = nullptr;
   Index earlier = 0;   // links before this one
   Index returned = 0;  // later links that have left something here since the backward of this one
 
-  ResidualGradients* sender = nullptr;  // the last of those
+  ResidualWorkspace* sender = nullptr;  // the last of those
   BatchRanks ranks = RankSlice::none();
   Index samples = 0;
-  Buffer<S> received;          // Σ dh of those, where they meet A x of this one
+  Buffer<S> dh;                // s · Bᵀ · dy, for all links whose B writes this one's y
+  Buffer<S> received;          // Σ dh of the later links, where they meet A x of this one
   Buffer<S> da;                // for all that read x, where it is not dh
   Buffer<S> dA_sums, dB_sums;  // of add_to_sums; dA is transposed
   Buffer<S> product;
 
-  /// Those of the link k before this one.
-  ResidualGradients& back(Index k) { return k == 0 ? *this : previous->back(k - 1); }
-  const ResidualGradients& back(Index k) const { return k == 0 ? *this : previous->back(k - 1); }
+  /// That of the link k before this one.
+  ResidualWorkspace& back(Index k) { return k == 0 ? *this : previous->back(k - 1); }
+  const ResidualWorkspace& back(Index k) const { return k == 0 ? *this : previous->back(k - 1); }
 
   /// Notes that this link leaves something for the link k before it, of so large a batch. Returns whether it is the first to do so.
   bool leave(Index k, const BatchRanks& ranks_here, Index samples_here) {
-    ResidualGradients& to = back(k);
+    ResidualWorkspace& to = back(k);
     to.sender = this;
     to.ranks = ranks_here;
     to.samples = samples_here;
@@ -153,24 +158,30 @@ struct ResidualGradients {
     dB_sums.resize(out, columns).setZero();
   }
 
-  /// The gradient += the sums, run after run.
-  void add_dA(const BatchRanks& ranks_here, Index samples_here) {
+  /// The gradient of this link += the sums, run after run.
+  void add_dA(const BatchRanks& ranks_here, Index samples_here, ResidualGradients<S>& to) const {
     for_each_trained_run(ranks_here, samples_here, [&](Index, Index, RankSlice rank, Index column) {
-      inner.A.middleRows(rank.trainable_from, rank.trainable()) += dA_sums.view().middleCols(column, rank.trainable()).transpose();
+      to.inner.A.middleRows(rank.trainable_from, rank.trainable()) += dA_sums.view().middleCols(column, rank.trainable()).transpose();
     });
   }
-  void add_dB(const BatchRanks& ranks_here, Index samples_here) {
+  void add_dB(const BatchRanks& ranks_here, Index samples_here, ResidualGradients<S>& to) const {
     for_each_trained_run(ranks_here, samples_here, [&](Index, Index, RankSlice rank, Index column) {
-      inner.B.middleCols(rank.trainable_from, rank.trainable()) += dB_sums.view().middleCols(column, rank.trainable());
+      to.inner.B.middleCols(rank.trainable_from, rank.trainable()) += dB_sums.view().middleCols(column, rank.trainable());
     });
   }
 
-  /// Throws unless these are the gradients that were linked at this position, and neither a copy of them nor moved.
-  void require_linked(Index position) const {
-    require_equal(earlier, position, "ResidualLowRank::add_backward: earlier links of the gradients (were they linked?)");
-    if ((previous == nullptr && returned == 0) || linked_at == this) return;
-    throw std::invalid_argument(
-        "ResidualLowRank::add_backward: gradients: expected those that were linked, got a copy of them or some that have moved since");
+  /// Throws unless this is the workspace that was linked at this position for these gradients, and neither is a copy or has moved.
+  void require_linked(Index position, const ResidualGradients<S>& given) const {
+    require_equal(earlier, position, "ResidualLowRank::add_backward: earlier links of the workspace (was it linked?)");
+    if (previous == nullptr && returned == 0) return;
+    if (linked_at != this) {
+      throw std::invalid_argument(
+          "ResidualLowRank::add_backward: workspace: expected one that was linked, got a copy of one or one that has moved since");
+    }
+    if (gradients != &given) {
+      throw std::invalid_argument(
+          "ResidualLowRank::add_backward: gradients: expected those that were linked, got a copy of them or some that have moved since");
+    }
   }
 
   /// Throws ShapeError if what was left here is of another batch.

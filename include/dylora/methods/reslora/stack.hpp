@@ -46,6 +46,10 @@ struct ResidualStack : KeepsInput<ResidualStack<S, shortcut, W>, S> {
 
   struct Gradients {
     std::vector<typename Link::Gradients> links;
+  };
+
+  struct Workspace {
+    std::vector<typename Link::Workspace> links;
     Buffer<S> d, next_d;
   };
 
@@ -97,8 +101,9 @@ struct ResidualStack : KeepsInput<ResidualStack<S, shortcut, W>, S> {
     links[last].apply(input(x, cache, last), ranks, cache.links[last], y);
   }
 
-  /// Throws what a backward would throw for this x, dy, cache and gradients, but for links that are called out of turn; touches nothing.
-  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients) const {
+  /// Throws what a backward would throw for these arguments, but for links that are called out of turn; touches nothing.
+  void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
+                      const Workspace& /*workspace*/) const {
     require_equal(static_cast<Index>(cache.links.size()), static_cast<Index>(links.size()), "ResidualStack::backward: links in the cache");
     require_equal(static_cast<Index>(cache.y.size()) + 1, static_cast<Index>(links.size()), "ResidualStack::backward: links in the cache");
     require_equal(dy.rows(), out_features(), "ResidualStack::backward: rows of dy");
@@ -113,23 +118,25 @@ struct ResidualStack : KeepsInput<ResidualStack<S, shortcut, W>, S> {
 
   /// The backward of apply, with the same x: gradients are added to; dy out × n; dx in × n, overwritten.
   /// Throws ShapeError, with nothing added, if something does not fit or the cache was not filled.
-  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+  void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
     check_dx(dy, dx);
-    const ConstMatrixRef<S> d = down_to_first(x, dy, cache, gradients);
-    links[0].set_backward(x, d, cache.links[0], gradients.links[0], dx);
+    const ConstMatrixRef<S> d = down_to_first(x, dy, cache, gradients, workspace);
+    links[0].set_backward(x, d, cache.links[0], gradients.links[0], workspace.links[0], dx);
   }
 
   /// The same, but dx is added to.
-  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const {
+  void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
+                    MatrixRef<S> dx) const {
     check_dx(dy, dx);
-    const ConstMatrixRef<S> d = down_to_first(x, dy, cache, gradients);
-    links[0].add_backward(x, d, cache.links[0], gradients.links[0], dx);
+    const ConstMatrixRef<S> d = down_to_first(x, dy, cache, gradients, workspace);
+    links[0].add_backward(x, d, cache.links[0], gradients.links[0], workspace.links[0], dx);
   }
 
   /// The same without dx.
-  void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    const ConstMatrixRef<S> d = down_to_first(x, dy, cache, gradients);
-    links[0].add_gradients(x, d, cache.links[0], gradients.links[0]);
+  void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+    const ConstMatrixRef<S> d = down_to_first(x, dy, cache, gradients, workspace);
+    links[0].add_gradients(x, d, cache.links[0], gradients.links[0], workspace.links[0]);
   }
 
   /// Every link as a plain weight W_n + s · Σ_q B_q A_q, in a stack without adapters; this one stays as it is. Throws std::invalid_argument
@@ -161,16 +168,18 @@ struct ResidualStack : KeepsInput<ResidualStack<S, shortcut, W>, S> {
   }
 
   /// The backward of every link but the first; returns the gradient of what the first one gave.
-  ConstMatrixRef<S> down_to_first(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    check_backward(x, dy, cache, gradients);
-    link(gradients.links);
+  ConstMatrixRef<S> down_to_first(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients,
+                                  Workspace& workspace) const {
+    check_backward(x, dy, cache, gradients, workspace);
+    workspace.links.resize(links.size());
+    link(gradients.links, workspace.links);
     for (std::size_t n = links.size(); n-- > 1;) {
-      const auto d = n + 1 == links.size() ? dy : ConstMatrixRef<S>(gradients.d.view());
-      auto next_d = gradients.next_d.resize(links[n].in_features(), dy.cols());
-      links[n].set_backward(input(x, cache, n), d, cache.links[n], gradients.links[n], next_d);
-      std::swap(gradients.d, gradients.next_d);
+      const auto d = n + 1 == links.size() ? dy : ConstMatrixRef<S>(workspace.d.view());
+      auto next_d = workspace.next_d.resize(links[n].in_features(), dy.cols());
+      links[n].set_backward(input(x, cache, n), d, cache.links[n], gradients.links[n], workspace.links[n], next_d);
+      std::swap(workspace.d, workspace.next_d);
     }
-    return links.size() == 1 ? dy : ConstMatrixRef<S>(gradients.d.view());
+    return links.size() == 1 ? dy : ConstMatrixRef<S>(workspace.d.view());
   }
 
   static std::vector<Link> fresh(std::vector<W> bases, const ResidualOptions& options, Rng& rng) {
