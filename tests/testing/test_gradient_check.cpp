@@ -129,6 +129,22 @@ TEST_CASE("components that are noted wrongly are reported") {
   CHECK(is_at(check<Fault::notes_too_much>(), "lora_A: component 0 was noted and not trained"));
 }
 
+TEST_CASE("a check without a rank is one at every rank, nested and frozen, and says at which one the gap is") {
+  Rng rng(3);
+  auto adapter = make_adapter<LowRank<double>>(7, 6, 5, 1);
+  randomize<LowRank<double>>(adapter, 2);
+  const GradientReport right = check_gradients(adapter, noise<double>(7, 4, 4), rng);
+  CHECK(right.error < 1e-6);
+  CHECK(right.entries == 10 * (7 * 4 + 5 * 7 + 6 * 5));
+  CHECK(is_at(right, "rank "));
+  const GradientReport frozen = check_gradients(Faulty<Fault::touches_frozen>{adapter}, noise<double>(7, 4, 4), rng);
+  CHECK(std::isinf(frozen.error));
+  CHECK(is_at(frozen, "rank 2, trainable from 1: lora_A (not trained)(0, 3)"));
+  const Linear<double> layer = MakeLayer<Linear<double>>::make(1, law_rank);
+  CHECK(check_gradients(layer, noise<double>(7, 4, 4), rng).error < 1e-6);
+  CHECK(is_at(check_gradients(AddsDx{layer}, noise<double>(7, 4, 4), rng), "rank "));
+}
+
 TEST_CASE("a layer that adds to dx is reported") {
   const Linear<double> right = MakeLayer<Linear<double>>::make(1, law_rank);
   Rng rng(3);
