@@ -8,6 +8,7 @@
 #include "measure/program.hpp"
 #include "measure/report.hpp"
 #include "measure/turns.hpp"
+#include "program.hpp"
 
 namespace compile_time {
 
@@ -33,7 +34,7 @@ void run(const measure::RowOptions& o) {
 }  // namespace compile_time
 
 int main(int argc, char** argv) {
-  return measure::program_main(argc, argv, "compile_time", "Compare how long a program that trains a layer compiles with one Eigen product",
-                               measure::RowOptions{.rounds = 7}, measure::declare,
-                               [](const measure::RowOptions& options, const CLI::App&) { compile_time::run(options); });
+  return program::run_main(argc, argv, "compile_time", "Compare how long a program that trains a layer compiles with one Eigen product",
+                           measure::RowOptions{.rounds = 7}, measure::declare,
+                           [](const measure::RowOptions& options, const CLI::App&) { compile_time::run(options); });
 }

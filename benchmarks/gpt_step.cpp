@@ -23,6 +23,7 @@
 #include "measure/report.hpp"
 #include "measure/turns.hpp"
 #include "peers/torch_peer.hpp"
+#include "program.hpp"
 #include "text/platform.hpp"
 
 namespace gpt_step {
@@ -208,6 +209,6 @@ void run(Options o, const CLI::App& app) {
 }  // namespace gpt_step
 
 int main(int argc, char** argv) {
-  return measure::program_main(argc, argv, "gpt_step", "Compare a training step of a small GPT with the same step in PyTorch",
-                               gpt_step::Options{}, gpt_step::declare, gpt_step::run);
+  return program::run_main(argc, argv, "gpt_step", "Compare a training step of a small GPT with the same step in PyTorch",
+                           gpt_step::Options{}, gpt_step::declare, gpt_step::run);
 }

@@ -19,6 +19,7 @@
 #include "measure/turns.hpp"
 #include "method_ratio/methods.hpp"
 #include "method_ratio/nola_memory.hpp"
+#include "program.hpp"
 #include "text/platform.hpp"
 
 namespace method_ratio {
@@ -26,22 +27,14 @@ namespace method_ratio {
 constexpr int goal_threads = 2;
 constexpr Index few_bases = 16, many_bases = 1024;
 
-struct Options {
-  std::vector<int> threads{1, goal_threads};
-  std::vector<std::string> shapes, methods;
-  measure::RowOptions rows;
-  double seconds = 0.02;
-  bool quick = false;
+struct Options : measure::ShapeOptions {
+  std::vector<std::string> methods;
   std::vector<Index> nola_peak;
 };
 
 void declare(CLI::App& app, Options& o) {
-  app.add_option("--threads", o.threads, "Numbers of threads")->check(CLI::PositiveNumber);
-  app.add_option("--shapes", o.shapes, "Only shapes with one of these in their name, such as 3072->768");
+  measure::declare(app, o, "3072->768");
   app.add_option("--methods", o.methods, "Only methods with one of these in their name, such as DoRA");
-  measure::declare(app, o.rows);
-  app.add_option("--seconds", o.seconds, "Length of a turn")->check(CLI::PositiveNumber);
-  app.add_flag("--quick", o.quick, "Tiny shapes, and few and short rounds unless told otherwise: to see that it works");
   app.add_option("--nola-peak", o.nola_peak, "In, out, tokens, bases, threads: only print by how much the memory grows, in bytes")
       ->expected(5)
       ->group("");  // hidden: what the program calls itself with
@@ -134,16 +127,13 @@ void run(Options o, const CLI::App& app) {
     std::printf("%.0f\n", nola_peak({of[0], of[1], of[2]}, of[3]));
     return;
   }
-  if (o.quick) {
-    measure::unless_told(app, "--rounds", o.rows.rounds, 2);
-    measure::unless_told(app, "--seconds", o.seconds, 1e-3);
-  }
+  measure::shorten_if_quick(app, o);
   Benchmark(o).run();
 }
 
 }  // namespace method_ratio
 
 int main(int argc, char** argv) {
-  return measure::program_main(argc, argv, "method_ratio", "Compare the training steps of all methods with that of a Linear",
-                               method_ratio::Options{}, method_ratio::declare, method_ratio::run);
+  return program::run_main(argc, argv, "method_ratio", "Compare the training steps of all methods with that of a Linear",
+                           method_ratio::Options{}, method_ratio::declare, method_ratio::run);
 }

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "measure/program.hpp"
+#include "program.hpp"
 #include "rank_sweep/contender.hpp"
 #include "rank_sweep/methods.hpp"
 #include "rank_sweep/regression.hpp"
@@ -512,7 +513,7 @@ void run(Options o, const CLI::App& app, const std::string& program) {
 }  // namespace rank_sweep
 
 int main(int argc, char** argv) {
-  return measure::program_main(argc, argv, "rank_sweep", "Compare what one DyLoRA run gives at every rank with a LoRA trained at each",
-                               rank_sweep::Options{}, rank_sweep::declare,
-                               [&](const rank_sweep::Options& options, const CLI::App& app) { rank_sweep::run(options, app, argv[0]); });
+  return program::run_main(argc, argv, "rank_sweep", "Compare what one DyLoRA run gives at every rank with a LoRA trained at each",
+                           rank_sweep::Options{}, rank_sweep::declare,
+                           [&](const rank_sweep::Options& options, const CLI::App& app) { rank_sweep::run(options, app, argv[0]); });
 }

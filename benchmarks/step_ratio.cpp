@@ -23,6 +23,7 @@
 #include "measure/turns.hpp"
 #include "peers/sgemm.hpp"
 #include "peers/torch_peer.hpp"
+#include "program.hpp"
 #include "step_ratio/layer.hpp"
 #include "step_ratio/read.hpp"
 #include "text/platform.hpp"
@@ -66,24 +67,16 @@ const std::vector<Shape> forwards{{1024, 1024, 1}, {1024, 1024, 8}, {4096, 4096,
 const Shape largest_token{4096, 4096, 1};
 const Goal reading = at_least(0.85);
 
-struct Options {
-  std::vector<int> threads{1, goal_threads};
-  std::vector<std::string> shapes;
-  measure::RowOptions rows;
-  double seconds = 0.02;
+struct Options : measure::ShapeOptions {
   std::string openblas_core;
-  bool alone = false, quick = false;
+  bool alone = false;
 };
 
 void declare(CLI::App& app, Options& o) {
-  app.add_option("--threads", o.threads, "Numbers of threads")->check(CLI::PositiveNumber);
-  app.add_option("--shapes", o.shapes, "Only shapes with one of these in their name, such as 1024x512");
-  measure::declare(app, o.rows);
-  app.add_option("--seconds", o.seconds, "Length of a turn")->check(CLI::PositiveNumber);
+  measure::declare(app, o, "1024x512");
   app.add_flag("--alone", o.alone, "Look for no library but Eigen, which is always there");
   app.add_option("--openblas-core", o.openblas_core,
                  "The processor whose kernels OpenBLAS uses (default: the widest that this one can run)");
-  app.add_flag("--quick", o.quick, "Tiny shapes, and few and short rounds unless told otherwise: to see that it works");
 }
 
 bool faster(const Seconds& a, const Seconds& b) { return measure::median(a) < measure::median(b); }
@@ -269,17 +262,13 @@ class Benchmark {
 };
 
 void run(Options o, const CLI::App& app) {
-  if (o.quick) {
-    measure::unless_told(app, "--rounds", o.rows.rounds, 2);
-    measure::unless_told(app, "--seconds", o.seconds, 1e-3);
-  }
+  measure::shorten_if_quick(app, o);
   Benchmark(o).run();
 }
 
 }  // namespace step_ratio
 
 int main(int argc, char** argv) {
-  return measure::program_main(argc, argv, "step_ratio",
-                               "Compare a step of an adapted linear layer with the two products of its frozen weight",
-                               step_ratio::Options{}, step_ratio::declare, step_ratio::run);
+  return program::run_main(argc, argv, "step_ratio", "Compare a step of an adapted linear layer with the two products of its frozen weight",
+                           step_ratio::Options{}, step_ratio::declare, step_ratio::run);
 }

@@ -22,6 +22,7 @@
 #include "gpt/gpt.hpp"
 #include "pretrained/gpt2.hpp"
 #include "pretrained/tokenizer.hpp"
+#include "program.hpp"
 #include "text/base_model.hpp"
 #include "text/corpus.hpp"
 #include "text/platform.hpp"
@@ -205,15 +206,6 @@ int run(const Options& given, const CLI::App& app) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Options options;
-  CLI::App app("Adapt a pretrained text model with DyLoRA or another method: one run, every rank");
-  app.option_defaults()->always_capture_default();
-  declare(app, options);
-  CLI11_PARSE(app, argc, argv);
-  try {
-    return run(options, app);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "finetune_text: %s\n", error.what());
-    return 1;
-  }
+  return program::run_main(argc, argv, "finetune_text", "Adapt a pretrained text model with DyLoRA or another method: one run, every rank",
+                           Options{}, declare, run);
 }

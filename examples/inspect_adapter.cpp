@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -21,6 +20,7 @@
 #include "inspect/merge.hpp"
 #include "inspect/peft_adapter.hpp"
 #include "inspect/spectrum.hpp"
+#include "program.hpp"
 
 namespace {
 
@@ -214,7 +214,7 @@ void run_merge(const Options& o) {
               in_quotes(o.out).c_str(), change, rounding);
 }
 
-int run(const Options& o) {
+void run(const Options& o) {
   if (!o.base.empty()) {
     run_merge(o);
   } else if (const Contents contents = read_contents(o.path, scale_rules.at(o.scale_rule)); o.json) {
@@ -222,21 +222,12 @@ int run(const Options& o) {
   } else {
     print(contents, o);
   }
-  return 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  Options options;
-  CLI::App app("Show what an adapter holds, and what is lost at lower ranks; merge it into its base model");
-  app.option_defaults()->always_capture_default();
-  declare(app, options);
-  CLI11_PARSE(app, argc, argv);
-  try {
-    return run(options);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "inspect_adapter: %s\n", error.what());
-    return 1;
-  }
+  return program::run_main(argc, argv, "inspect_adapter",
+                           "Show what an adapter holds, and what is lost at lower ranks; merge it into its base model", Options{}, declare,
+                           [](const Options& options, const CLI::App&) { run(options); });
 }

@@ -4,17 +4,17 @@
 #include <CLI/CLI.hpp>
 #include <cstddef>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <initializer_list>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "measure/report.hpp"
 
-/// What a program has around what it measures: its options, where its rows go, its exit code.
+/// What a benchmark has around what it measures: its options, where its rows go.
 namespace measure {
 
 /// How long to measure, and where the rows go.
@@ -48,6 +48,31 @@ void unless_told(const CLI::App& app, const std::string& option, T& value, const
   if (app.get_option(option)->count() == 0) value = other;
 }
 
+/// What a program that compares layers of several shapes is told.
+struct ShapeOptions {
+  std::vector<int> threads{1, 2};
+  std::vector<std::string> shapes = {};
+  RowOptions rows = {};
+  double seconds = 0.02;
+  bool quick = false;
+};
+
+/// `shape` is an example of a shape's name.
+inline void declare(CLI::App& app, ShapeOptions& o, const std::string& shape) {
+  app.add_option("--threads", o.threads, "Numbers of threads")->check(CLI::PositiveNumber);
+  app.add_option("--shapes", o.shapes, "Only shapes with one of these in their name, such as " + shape);
+  declare(app, o.rows);
+  app.add_option("--seconds", o.seconds, "Length of a turn")->check(CLI::PositiveNumber);
+  app.add_flag("--quick", o.quick, "Tiny shapes, and few and short rounds unless told otherwise: to see that it works");
+}
+
+/// Few and short rounds, if --quick asks for them.
+inline void shorten_if_quick(const CLI::App& app, ShapeOptions& o) {
+  if (!o.quick) return;
+  unless_told(app, "--rounds", o.rows.rounds, 2);
+  unless_told(app, "--seconds", o.seconds, 1e-3);
+}
+
 /// The number that this program prints in a process of its own, called with `option` and these values: memory is measured in a process that
 /// has done nothing else. Throws std::runtime_error if it prints none.
 inline double ask_own_process(const std::string& option, std::initializer_list<std::ptrdiff_t> values) {
@@ -57,24 +82,6 @@ inline double ask_own_process(const std::string& option, std::initializer_list<s
   double answer = 0;
   if (!output || std::fscanf(output.get(), "%lf", &answer) != 1) throw std::runtime_error("no answer from " + command);
   return answer;
-}
-
-/// The main of the program `name`: declares and parses the options and calls run(options, app). Returns its exit code: 0; 1 for an
-/// exception, whose message goes to stderr; CLI11's for options that are refused.
-template <class Options, class Run>
-int program_main(int argc, char** argv, const char* name, const std::string& what, Options options, void (*declare)(CLI::App&, Options&),
-                 Run&& run) {
-  CLI::App app(what);
-  app.option_defaults()->always_capture_default();
-  declare(app, options);
-  CLI11_PARSE(app, argc, argv);
-  try {
-    run(options, app);
-    return 0;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s: %s\n", name, error.what());
-    return 1;
-  }
 }
 
 }  // namespace measure

@@ -69,6 +69,13 @@ struct PlainMethod {
   void finish(Model& /*model*/) {}
 };
 
+/// Weight decay leaves the parameters of this name alone: it would pull magnitudes and gains to zero.
+struct Undecayed : PlainMethod {
+  std::string name;
+
+  ParameterGroups groups(const Options& /*options*/) const { return without_decay({name}); }
+};
+
 /// Trains the parameters of `model` by a method. With --checkpoint the state is kept every so many steps, and after the last; with --resume
 /// the run goes on from there, bit for bit as if it had not been stopped.
 template <class Model, class Method>

@@ -3,6 +3,7 @@
 
 /// DyLoRA: everything that training, evaluating and cutting an adapter at every rank needs.
 #include "dylora/adapters/adapter.hpp"
+#include "dylora/adapters/checked.hpp"
 #include "dylora/adapters/decorator.hpp"
 #include "dylora/adapters/dropout.hpp"
 #include "dylora/adapters/dropout_mask.hpp"
@@ -11,6 +12,7 @@
 #include "dylora/adapters/local_workspace.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/adapters/none.hpp"
+#include "dylora/adapters/per_rank.hpp"
 #include "dylora/adapters/stacked.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"

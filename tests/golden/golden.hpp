@@ -10,6 +10,8 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "support/catch.hpp"
@@ -105,6 +107,39 @@ void check_gradients(const T& /*trained*/, const typename T::Gradients& gradient
       },
       gradients);
   CHECK(checked == file.count(prefix));
+}
+
+/// Checks the output and the gradients of a layer at one rank, nested and frozen, against the tensors named `at_rank`/y, `at_rank`/dx (where its
+/// backward returns one), `at_rank`/nested/… and `at_rank`/frozen/…. `x` is all that its forward takes before the rank.
+template <class L, class M, class... X>
+void check_at_rank(const L& layer, Index rank, const File& file, const std::string& at_rank, const M& dy, const X&... x) {
+  typename L::Cache cache;
+  auto gradients = dylora::zeros_like(layer);
+  for (const auto& [mode, slice] :
+       {std::pair("/nested/", dylora::RankSlice(rank)), std::pair("/frozen/", dylora::RankSlice(rank, rank - 1))}) {
+    dylora::set_zero(layer, gradients);
+    check(layer.forward(x..., slice, cache), file, at_rank + "/y");
+    if constexpr (std::is_void_v<decltype(layer.backward(dy, cache, gradients))>) {
+      layer.backward(dy, cache, gradients);
+    } else {
+      check(layer.backward(dy, cache, gradients), file, at_rank + "/dx");
+    }
+    check_gradients(layer, gradients, file, at_rank + mode);
+  }
+}
+
+/// The same at every rank b, against those named `name`/b/….
+template <class L, class M, class... X>
+void check_at_every_rank(const L& layer, const File& file, const std::string& name, const M& dy, const X&... x) {
+  for (Index rank = 1; rank <= layer.max_rank(); ++rank) check_at_rank(layer, rank, file, name + '/' + std::to_string(rank), dy, x...);
+}
+
+/// The scale rules of the golden files, by name.
+inline const std::map<std::string, dylora::ScaleRule>& scale_rules() {
+  static const std::map<std::string, dylora::ScaleRule> rules{{"alpha_over_rank", dylora::alpha_over_rank},
+                                                              {"alpha_over_sqrt_rank", dylora::alpha_over_sqrt_rank},
+                                                              {"alpha_over_max_rank", dylora::alpha_over_max_rank}};
+  return rules;
 }
 
 }  // namespace golden

@@ -22,20 +22,13 @@ void check_attention(const golden::File& file, AttentionOptions options, const s
   const std::string model = std::to_string(options.key_value_heads) + '/';
   const Layer layer(read_projection<Linear<S>>(file, model + "q_proj"), read_projection<KeyOutput>(file, model + "k_proj"),
                     read_projection<Linear<S>>(file, model + "v_proj"), read_projection<KeyOutput>(file, model + "o_proj"), options);
-  typename Layer::Cache cache;
-  auto gradients = zeros_like(layer);
   std::vector<std::pair<std::string, Index>> cases = {{"short", 1}, {"short", 3}};
   if (options.key_value_heads == 2 && adapted == "qkvo") cases.emplace_back("long", 2);
   for (const auto& [batch, rank] : cases) {
     const auto x = file.matrix<S>(batch + "/x"), dy = file.matrix<S>(batch + "/dy");
     const Sequences sequences(file.integers(batch + "/lengths"));
     const std::string at_rank = model + (options.causal ? "causal/" : "full/") + adapted + '/' + batch + '/' + std::to_string(rank);
-    for (const auto& [mode, slice] : {std::pair("/nested/", RankSlice(rank)), std::pair("/frozen/", RankSlice(rank, rank - 1))}) {
-      set_zero(layer, gradients);
-      golden::check(layer.forward(x, sequences, slice, cache), file, at_rank + "/y");
-      golden::check(layer.backward(dy, cache, gradients), file, at_rank + "/dx");
-      golden::check_gradients(layer, gradients, file, at_rank + mode);
-    }
+    golden::check_at_rank(layer, rank, file, at_rank, dy, x, sequences);
   }
 }
 

@@ -18,17 +18,7 @@ void check_chain(const std::string& name, Index reach) {
                              ResidualLowRank<S, shortcut>(lora, reach, n));
   }
   const auto x = file.matrix<S>("x"), dy = file.matrix<S>("dy");
-  typename test::TanhChain<S, shortcut>::Cache cache;
-  auto gradients = zeros_like(chain);
-  for (Index rank = 1; rank <= chain.max_rank(); ++rank) {
-    const std::string at_rank = name + '/' + std::to_string(reach) + '/' + std::to_string(rank);
-    for (const auto& [mode, slice] : {std::pair("/nested/", RankSlice(rank)), std::pair("/frozen/", RankSlice(rank, rank - 1))}) {
-      set_zero(chain, gradients);
-      golden::check(chain.forward(x, slice, cache), file, at_rank + "/y");
-      golden::check(chain.backward(dy, cache, gradients), file, at_rank + "/dx");
-      golden::check_gradients(chain, gradients, file, at_rank + mode);
-    }
-  }
+  golden::check_at_every_rank(chain, file, name + '/' + std::to_string(reach), dy, x);
 }
 
 }  // namespace

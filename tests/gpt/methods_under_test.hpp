@@ -45,15 +45,26 @@ inline BaseGpt base_gpt(bool tied = true) {
 
 // The methods: `make` gives the base with fresh adapters, `extends` says whether generation can go on from keys and values.
 
-/// LoRA-Flow, of two LoRAs with different ranks.
-struct Flow {
-  using Linear = dylora::Linear<double, GatedAdapters<double>>;
+/// A method that is a layer in the place of every projection.
+template <class Projection, bool extends_>
+struct ByProjection {
+  using Linear = Projection;
   using Model = gpt::Gpt<double, Linear>;
-  static constexpr bool extends = false;
+  static constexpr bool extends = extends_;
 
+  /// f(weight, place, rng) for each projection of the base.
+  template <class F>
+  static Model replaced(const BaseGpt& base, std::uint64_t seed, F&& f) {
+    Rng rng(seed);
+    return gpt::with_projections<Linear>(base,
+                                         [&](DenseWeight<double> weight, gpt::Place place) { return f(std::move(weight), place, rng); });
+  }
+};
+
+/// LoRA-Flow, of two LoRAs with different ranks.
+struct Flow : ByProjection<Linear<double, GatedAdapters<double>>, false> {
   static Model make(const BaseGpt& base) {
-    Rng rng(3);
-    return gpt::with_projections<Linear>(base, [&](DenseWeight<double> weight, gpt::Place) {
+    return replaced(base, 3, [](DenseWeight<double> weight, gpt::Place, Rng& rng) {
       const auto lora = [&](Index rank) {
         auto A = random_uniform<double, RowMatrix<double>>(rank, weight.cols(), 0.5, rng);
         return LowRank<double>(std::move(A), random_uniform<double>(weight.rows(), rank, 0.5, rng), low_rank_options);
@@ -90,15 +101,12 @@ struct AdaptedEmbedding {
 };
 
 template <Shortcut shortcut>
-struct Residual {
-  using Linear = ResidualLink<double, shortcut>;
-  using Model = gpt::Gpt<double, Linear>;
-  static constexpr bool extends = false;
+struct Residual : ByProjection<ResidualLink<double, shortcut>, false> {
+  using Link = ResidualLink<double, shortcut>;
 
-  static Model make(const BaseGpt& base) {
-    Rng rng(5);
-    return gpt::with_projections<Linear>(base, [&](DenseWeight<double> weight, gpt::Place place) {
-      return Linear(std::move(weight), {.adapter = low_rank_options, .position = place.block}, rng);
+  static gpt::Gpt<double, Link> make(const BaseGpt& base) {
+    return Residual::replaced(base, 5, [](DenseWeight<double> weight, gpt::Place place, Rng& rng) {
+      return Link(std::move(weight), {.adapter = low_rank_options, .position = place.block}, rng);
     });
   }
 };
@@ -107,27 +115,17 @@ using ResidualBlock = Residual<Shortcut::block>;
 using ResidualMiddle = Residual<Shortcut::middle>;
 
 /// With the gradient that differences have, which goes through the norms.
-struct Dora {
-  using Linear = DoraLinear<double>;
-  using Model = gpt::Gpt<double, Linear>;
-  static constexpr bool extends = true;
-
+struct Dora : ByProjection<DoraLinear<double>, true> {
   static Model make(const BaseGpt& base) {
-    Rng rng(6);
-    return gpt::with_projections<Linear>(base, [&](DenseWeight<double> weight, gpt::Place) {
+    return replaced(base, 6, [](DenseWeight<double> weight, gpt::Place, Rng& rng) {
       return Linear(std::move(weight), {.adapter = low_rank_options, .norm_gradient = NormGradient::exact}, rng);
     });
   }
 };
 
-struct Multi {
-  using Linear = dylora::Linear<double, MultiLora<double>>;
-  using Model = gpt::Gpt<double, Linear>;
-  static constexpr bool extends = true;
-
+struct Multi : ByProjection<Linear<double, MultiLora<double>>, true> {
   static Model make(const BaseGpt& base) {
-    Rng rng(7);
-    return gpt::with_projections<Linear>(base, [&](DenseWeight<double> weight, gpt::Place) {
+    return replaced(base, 7, [](DenseWeight<double> weight, gpt::Place, Rng& rng) {
       return Linear(std::move(weight), {.max_rank = highest_rank, .modules = 2, .alpha = 2}, rng);
     });
   }

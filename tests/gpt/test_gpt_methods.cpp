@@ -53,6 +53,18 @@ std::vector<Index> continue_by_forward(const Model& model, std::vector<Index> se
   return written;
 }
 
+/// Of a forward and a backward at these ranks: the loss and the gradients that they gave, against the loss's definition and its differences.
+template <class Model>
+void check_differences(const Model& model, double loss, const typename Model::Gradients& gradients, const BatchRanks& ranks,
+                       RankSlice learning) {
+  typename Model::Cache cache;
+  CHECK(loss == Approx(mean_cross_entropy(model, batch, ranks, cache)).epsilon(1e-13));
+  const GradientReport report = compare_with_differences(model, gradients, batch, ranks, learning);
+  INFO(report.where);
+  CHECK(report.entries == parameter_count(model));
+  CHECK(report.error < 1e-6);
+}
+
 using Methods = std::tuple<Flow, AdaptedEmbedding, ResidualInput, ResidualBlock, ResidualMiddle, Dora, Multi>;
 
 }  // namespace
@@ -65,11 +77,7 @@ TEMPLATE_LIST_TEST_CASE("a GPT's gradients are the differences of its loss, by e
     typename Model::Workspace workspace;
     auto gradients = zeros_like(model);
     const double loss = text::loss_and_gradients(model, batch, rank, 1, cache, gradients, workspace);
-    CHECK(loss == Approx(mean_cross_entropy(model, batch, rank, cache)).epsilon(1e-13));
-    const GradientReport report = compare_with_differences(model, gradients, batch, rank, rank);
-    INFO(report.where);
-    CHECK(report.entries == parameter_count(model));
-    CHECK(report.error < 1e-6);
+    check_differences(model, loss, gradients, rank, rank);
   }
 }
 
@@ -83,11 +91,7 @@ TEMPLATE_LIST_TEST_CASE("a GPT's gradients are the differences of its loss, by e
     auto gradients = zeros_like(model);
     const double loss = text::loss_and_gradients(model, batch, groups, cache, gradients, workspace);
     const BatchRanks each = BatchRanks::per_sequence(batch.sequences, ranks);
-    CHECK(loss == Approx(mean_cross_entropy(model, batch, each, cache)).epsilon(1e-13));
-    const GradientReport report = compare_with_differences(model, gradients, batch, each, each.highest());
-    INFO(report.where);
-    CHECK(report.entries == parameter_count(model));
-    CHECK(report.error < 1e-6);
+    check_differences(model, loss, gradients, each, each.highest());
   }
 }
 

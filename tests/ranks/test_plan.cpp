@@ -84,6 +84,17 @@ StepRanks random_step(Rng& rng) {
   return step;
 }
 
+/// Calls f(step, sequences, groups) for many steps, each divided among as many sequences as it has parts, or up to 39 more.
+template <class F>
+void for_each_random_division(std::uint64_t seed, F&& f) {
+  Rng rng(seed);
+  for (int i = 0; i < 3000; ++i) {
+    const StepRanks step = random_step(rng);
+    const Index sequences = static_cast<Index>(step.size()) + rng.below(40);
+    f(step, sequences, divide_sequences(step, sequences));
+  }
+}
+
 Index total(const std::vector<RankGroup>& groups) {
   return std::accumulate(groups.begin(), groups.end(), Index{0}, [](Index sum, const RankGroup& group) { return sum + group.count; });
 }
@@ -398,11 +409,7 @@ TEST_CASE("plans refuse options out of range and name them") {
 }
 
 TEST_CASE("a step divides into groups that cover its sequences, one for each rank, the highest first") {
-  Rng rng(3);
-  for (int i = 0; i < 3000; ++i) {
-    const StepRanks step = random_step(rng);
-    const Index sequences = static_cast<Index>(step.size()) + rng.below(40);
-    const auto groups = divide_sequences(step, sequences);
+  for_each_random_division(3, [](const StepRanks& step, Index sequences, const std::vector<RankGroup>& groups) {
     bool kept = total(groups) == sequences;
     Index first = 0;
     double weights = 0, expected_weights = 0;
@@ -422,16 +429,12 @@ TEST_CASE("a step divides into groups that cover its sequences, one for each ran
     }
     kept = kept && std::abs(weights - expected_weights) < 1e-13;
     CHECK(kept);
-  }
+  });
 }
 
 /// No division with at least one sequence for each group is nearer to the shares: moving a sequence from one group to another never helps.
 TEST_CASE("no other division is nearer to the shares") {
-  Rng rng(4);
-  for (int i = 0; i < 3000; ++i) {
-    const StepRanks step = random_step(rng);
-    const Index sequences = static_cast<Index>(step.size()) + rng.below(40);
-    const auto groups = divide_sequences(step, sequences);
+  for_each_random_division(4, [](const StepRanks& step, Index sequences, const std::vector<RankGroup>& groups) {
     std::vector<double> missing;
     for (const RankGroup& group : groups) {
       double share = 0;
@@ -449,7 +452,7 @@ TEST_CASE("no other division is nearer to the shares") {
     // Where the shares leave nobody without a sequence, that is the method of largest remainders: nobody is off by a whole sequence.
     const bool quota = std::all_of(groups.begin(), groups.end(), [](const RankGroup& group) { return group.count > 1; });
     if (quota) CHECK(std::all_of(missing.begin(), missing.end(), [](double m) { return std::abs(m) < 1 + 1e-9; }));
-  }
+  });
 }
 
 TEST_CASE("sequences are divided by their shares exactly where that is possible") {

@@ -61,6 +61,14 @@ GradientReport check(RankSlice rank = {3, 1}) {
 
 bool is_at(const GradientReport& report, const std::string& place) { return report.where.rfind(place, 0) == 0; }
 
+/// The fault is one that no size excuses, and is found at this place.
+template <Fault fault>
+void check_forbidden(const std::string& place) {
+  const GradientReport report = check<fault>();
+  CHECK(std::isinf(report.error));
+  CHECK(is_at(report, place));
+}
+
 /// A layer that adds to the dx which it is to overwrite.
 struct AddsDx : Linear<double> {
   using Linear<double>::backward;
@@ -94,10 +102,8 @@ TEST_CASE("a wrong factor is reported and so is a single wrong entry") {
 }
 
 TEST_CASE("touching a component outside of the slice is reported however little") {
-  CHECK(std::isinf(check<Fault::touches_inactive>().error));
-  CHECK(is_at(check<Fault::touches_inactive>(), "lora_B (not trained)(1, 4)"));
-  CHECK(std::isinf(check<Fault::touches_frozen>().error));
-  CHECK(is_at(check<Fault::touches_frozen>(), "lora_A (not trained)(0, 3)"));
+  check_forbidden<Fault::touches_inactive>("lora_B (not trained)(1, 4)");
+  check_forbidden<Fault::touches_frozen>("lora_A (not trained)(0, 3)");
 }
 
 TEST_CASE("a slice that trains nothing is held to it") {
@@ -118,16 +124,27 @@ TEST_CASE("an adapter that was cut is checked at ranks above what it has") {
   CHECK(report.entries == 7 * 4 + 2 * 7 + 6 * 2);
 }
 
-TEST_CASE("a NaN is reported") {
-  CHECK(std::isinf(check<Fault::gives_nan>().error));
-  CHECK(is_at(check<Fault::gives_nan>(), "lora_A(1, 2): backward nan"));
-}
+TEST_CASE("a NaN is reported") { check_forbidden<Fault::gives_nan>("lora_A(1, 2): backward nan"); }
 
 TEST_CASE("components that are noted wrongly are reported") {
-  CHECK(std::isinf(check<Fault::forgets_to_note>().error));
-  CHECK(is_at(check<Fault::forgets_to_note>(), "lora_B: component 1 was trained and not noted"));
-  CHECK(std::isinf(check<Fault::notes_too_much>().error));
-  CHECK(is_at(check<Fault::notes_too_much>(), "lora_A: component 0 was noted and not trained"));
+  check_forbidden<Fault::forgets_to_note>("lora_B: component 1 was trained and not noted");
+  check_forbidden<Fault::notes_too_much>("lora_A: component 0 was noted and not trained");
+}
+
+TEST_CASE("a check without a rank is one at every rank, nested and frozen, and says at which one the gap is") {
+  Rng rng(3);
+  auto adapter = make_adapter<LowRank<double>>(7, 6, 5, 1);
+  randomize<LowRank<double>>(adapter, 2);
+  const GradientReport right = check_gradients(adapter, noise<double>(7, 4, 4), rng);
+  CHECK(right.error < 1e-6);
+  CHECK(right.entries == 10 * (7 * 4 + 5 * 7 + 6 * 5));
+  CHECK(is_at(right, "rank "));
+  const GradientReport frozen = check_gradients(Faulty<Fault::touches_frozen>{adapter}, noise<double>(7, 4, 4), rng);
+  CHECK(std::isinf(frozen.error));
+  CHECK(is_at(frozen, "rank 2, trainable from 1: lora_A (not trained)(0, 3)"));
+  const Linear<double> layer = MakeLayer<Linear<double>>::make(1, law_rank);
+  CHECK(check_gradients(layer, noise<double>(7, 4, 4), rng).error < 1e-6);
+  CHECK(is_at(check_gradients(AddsDx{layer}, noise<double>(7, 4, 4), rng), "rank "));
 }
 
 TEST_CASE("a layer that adds to dx is reported") {

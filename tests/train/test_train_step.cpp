@@ -55,6 +55,24 @@ struct Training {
   }
 };
 
+/// Trains for `steps`, one of which is first tried in ways that are refused, attempt(training): parameters and moments must then be those of a
+/// training without.
+template <class Attempt>
+void check_refused_step_never_was(int steps, int tried, Attempt&& attempt) {
+  Training training, undisturbed;
+  for (int step = 0; step < steps; ++step) {
+    if (step == tried) {
+      const Vector<double> before = values<L>(training.layer);
+      attempt(training);
+      CHECK(same_bits(values<L>(training.layer), before));
+      CHECK(training.optimizer.steps() == tried);
+    }
+    (void)training.step(2, UniformRank{1, 5});
+    (void)undisturbed.step(2, UniformRank{1, 5});
+  }
+  CHECK(same_bits(values<L>(training.layer), values<L>(undisturbed.layer)));
+}
+
 /// sum += weight · gradients, and their components.
 void add_weighted(const L::Gradients& gradients, L::Gradients& sum, double weight) {
   for_each_parameter<L>(
@@ -317,67 +335,49 @@ TEST_CASE("a step in nested mode updates the components below the largest rank d
 }
 
 TEST_CASE("what is no number stops a step with its place and the step never was") {
-  Training training, undisturbed;
-  for (int step = 0; step < 6; ++step) {
-    if (step == 3) {
-      const Vector<double> before = values<L>(training.layer);
-      const auto refused = [&](auto&& spoil) {
-        Rng rng(1);
-        return [&, rng]() mutable {
-          return train_step(training.layer, training.optimizer, training.gradients, FreshRanks(BlockRank{UniformRank{2, 2}, 2}, 3)(3, rng),
-                            [&](Index i, RankSlice rank, double weight) {
-                              const double loss = training.micro_batch(i, rank, weight);
-                              return i == 1 ? spoil(loss) : loss;
-                            });
-        };
+  check_refused_step_never_was(6, 3, [](Training& training) {
+    const auto refused = [&](auto&& spoil) {
+      Rng rng(1);
+      return [&, rng]() mutable {
+        return train_step(training.layer, training.optimizer, training.gradients, FreshRanks(BlockRank{UniformRank{2, 2}, 2}, 3)(3, rng),
+                          [&](Index i, RankSlice rank, double weight) {
+                            const double loss = training.micro_batch(i, rank, weight);
+                            return i == 1 ? spoil(loss) : loss;
+                          });
       };
-      for (const double bad : {nan<double>, std::numeric_limits<double>::infinity()}) {
-        CHECK_THROWS_SAYING(NonFiniteError, refused([&](double) { return bad; })(), "step 3", "micro-batch 1", "rank 4", "loss",
-                            "expected a finite number", "as they were");
-      }
-      CHECK_THROWS_SAYING(NonFiniteError, refused([](double) -> double { throw NonFiniteError("the caller's own check"); })(), "step 3",
-                          "micro-batch 1", "rank 4", "the caller's own check");
-      CHECK_THROWS_SAYING(NonFiniteError, refused([&](double loss) {
-                            training.gradients.adapter.A(2, 3) = nan<double>;
-                            return loss;
-                          })(),
-                          "step 3", "gradient of lora_A", "as they were");
-      CHECK(same_bits(values<L>(training.layer), before));
-      CHECK(training.optimizer.steps() == 3);
+    };
+    for (const double bad : {nan<double>, std::numeric_limits<double>::infinity()}) {
+      CHECK_THROWS_SAYING(NonFiniteError, refused([&](double) { return bad; })(), "step 3", "micro-batch 1", "rank 4", "loss",
+                          "expected a finite number", "as they were");
     }
-    (void)training.step(2, UniformRank{1, 5});
-    (void)undisturbed.step(2, UniformRank{1, 5});
-  }
-  CHECK(same_bits(values<L>(training.layer), values<L>(undisturbed.layer)));
+    CHECK_THROWS_SAYING(NonFiniteError, refused([](double) -> double { throw NonFiniteError("the caller's own check"); })(), "step 3",
+                        "micro-batch 1", "rank 4", "the caller's own check");
+    CHECK_THROWS_SAYING(NonFiniteError, refused([&](double loss) {
+                          training.gradients.adapter.A(2, 3) = nan<double>;
+                          return loss;
+                        })(),
+                        "step 3", "gradient of lora_A", "as they were");
+  });
 }
 
 TEST_CASE("what is no number stops a step over one batch with its number and the step never was") {
-  Training training, undisturbed;
-  for (int step = 0; step < 4; ++step) {
-    if (step == 2) {
-      const Vector<double> before = values<L>(training.layer);
-      const auto refused = [&](auto&& spoil) {
-        return train_step(training.layer, training.optimizer, training.gradients, [&] { return spoil(training.micro_batch(0, 3, 1)); });
-      };
-      for (const double bad : {nan<double>, std::numeric_limits<double>::infinity()}) {
-        CHECK_THROWS_SAYING(NonFiniteError, refused([&](double) { return bad; }), "step 2: loss", "expected a finite number",
-                            "got " + std::to_string(bad), "as they were");
-      }
-      CHECK_THROWS_SAYING(NonFiniteError, refused([](double) -> double { throw NonFiniteError("the caller's own check"); }),
-                          "step 2: the caller's own check");
-      CHECK_THROWS_SAYING(std::out_of_range, refused([](double) -> double { throw std::out_of_range("anything else"); }), "anything else");
-      CHECK_THROWS_SAYING(NonFiniteError, refused([&](double loss) {
-                            training.gradients.adapter.B(2, 1) = nan<double>;
-                            return loss;
-                          }),
-                          "step 2", "gradient of lora_B", "as they were");
-      CHECK(same_bits(values<L>(training.layer), before));
-      CHECK(training.optimizer.steps() == 2);
+  check_refused_step_never_was(4, 2, [](Training& training) {
+    const auto refused = [&](auto&& spoil) {
+      return train_step(training.layer, training.optimizer, training.gradients, [&] { return spoil(training.micro_batch(0, 3, 1)); });
+    };
+    for (const double bad : {nan<double>, std::numeric_limits<double>::infinity()}) {
+      CHECK_THROWS_SAYING(NonFiniteError, refused([&](double) { return bad; }), "step 2: loss", "expected a finite number",
+                          "got " + std::to_string(bad), "as they were");
     }
-    (void)training.step(2, UniformRank{1, 5});
-    (void)undisturbed.step(2, UniformRank{1, 5});
-  }
-  CHECK(same_bits(values<L>(training.layer), values<L>(undisturbed.layer)));
+    CHECK_THROWS_SAYING(NonFiniteError, refused([](double) -> double { throw NonFiniteError("the caller's own check"); }),
+                        "step 2: the caller's own check");
+    CHECK_THROWS_SAYING(std::out_of_range, refused([](double) -> double { throw std::out_of_range("anything else"); }), "anything else");
+    CHECK_THROWS_SAYING(NonFiniteError, refused([&](double loss) {
+                          training.gradients.adapter.B(2, 1) = nan<double>;
+                          return loss;
+                        }),
+                        "step 2", "gradient of lora_B", "as they were");
+  });
 }
 
 TEST_CASE("an overflow in a micro-batch is refused with the name of the parameter") {

@@ -5,14 +5,6 @@
 #include "finetune/methods/low_rank.hpp"
 
 namespace finetune {
-namespace {
-
-/// Decay would pull the magnitudes to zero.
-struct Dora : PlainMethod {
-  ParameterGroups groups(const Options&) const { return without_decay({"lora_magnitude_vector"}); }
-};
-
-}  // namespace
 
 AnyModel adapt_by_dora(const text::BaseModel& base, const Options& o) {
   using Linear = DoraLinear<float>;
@@ -21,7 +13,7 @@ AnyModel adapt_by_dora(const text::BaseModel& base, const Options& o) {
                                                   [&](DenseWeight<float> weight, gpt::Place place) {
                                                     return Linear(std::move(weight), {.adapter = adapter_options(o, place)}, rng);
                                                   }),
-                    Dora{});
+                    Undecayed{{}, "lora_magnitude_vector"});
 }
 
 }  // namespace finetune

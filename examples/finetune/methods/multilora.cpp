@@ -5,13 +5,6 @@
 #include "finetune/methods/low_rank.hpp"
 
 namespace finetune {
-namespace {
-
-struct Gains : PlainMethod {
-  ParameterGroups groups(const Options&) const { return without_decay({"multilora_gain"}); }
-};
-
-}  // namespace
 
 AnyModel adapt_by_multilora(const text::BaseModel& base, const Options& o) {
   using Linear = dylora::Linear<float, MultiLora<float>>;
@@ -23,7 +16,7 @@ AnyModel adapt_by_multilora(const text::BaseModel& base, const Options& o) {
                           return Linear(std::move(weight),
                                         {.max_rank = one.max_rank, .modules = o.modules, .alpha = one.alpha, .scale = one.scale}, rng);
                         }),
-                    Gains{});
+                    Undecayed{{}, "multilora_gain"});
 }
 
 }  // namespace finetune

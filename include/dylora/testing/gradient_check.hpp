@@ -190,6 +190,24 @@ GradientReport check_gradients(const A& adapter, const Matrix<double>& x, RankSl
   return detail::check_layer_gradients(detail::AdapterLayer<A>{adapter}, x, rank, rng, {{}, prototype}, true);
 }
 
+/// The same at every rank b from 1 to max_rank, nested and frozen ({b, b − 1}): the report of the rank with the largest gap, whose `where`
+/// begins with it, "rank 3, trainable from 2: gain(2, 0): …". Its entries are those of all ranks together.
+template <class T>
+  requires(Layer<T> || Adapter<T>) && std::same_as<typename T::Scalar, double>
+GradientReport check_gradients(const T& trained, const Matrix<double>& x, Rng& rng, const typename T::Cache& prototype = {}) {
+  GradientReport worst;
+  for (Index b = 1; b <= trained.max_rank(); ++b) {
+    for (const RankSlice rank : {RankSlice(b), RankSlice(b, b - 1)}) {
+      const GradientReport report = check_gradients(trained, x, rank, rng, prototype);
+      worst.entries += report.entries;
+      if (report.error <= worst.error) continue;
+      worst.error = report.error;
+      worst.where = "rank " + std::to_string(rank.active) + ", trainable from " + std::to_string(rank.trainable_from) + ": " + report.where;
+    }
+  }
+  return worst;
+}
+
 }  // namespace dylora
 
 #endif

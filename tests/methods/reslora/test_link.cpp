@@ -67,6 +67,18 @@ struct Batch {
     }
     return dx;
   }
+
+  /// y and dx of one call, linked for it; gradients are added to.
+  std::pair<std::vector<Matrix<S>>, std::vector<Matrix<S>>> run(const std::vector<typename K::Link>& links, const BatchRanks& ranks,
+                                                                std::vector<typename K::Cache>& caches,
+                                                                std::vector<typename K::Gradients>& gradients) const {
+    std::vector<typename K::Workspace> workspaces(links.size());
+    link(links, caches);
+    auto y = forward(links, ranks, caches);
+    link(gradients, workspaces);
+    auto dx = backward(links, caches, gradients, workspaces);
+    return {std::move(y), std::move(dx)};
+  }
 };
 
 /// y and dx of a weight.
@@ -223,13 +235,9 @@ TEMPLATE_LIST_TEST_CASE("oracle of ResLoRA: links with B = 0 are their weights b
   for (auto& link : links) link.adapter.inner.B.setZero();
   const Batch<K> batch(3, 4, 1);
   std::vector<typename K::Cache> caches(3);
-  std::vector<typename K::Workspace> workspaces(3);
   for (const RankSlice rank : law_slices()) {
     auto gradients = zeros(links);
-    link(links, caches);
-    const auto y = batch.forward(links, rank, caches);
-    link(gradients, workspaces);
-    const auto dx = batch.backward(links, caches, gradients, workspaces);
+    const auto [y, dx] = batch.run(links, rank, caches, gradients);
     for (std::size_t n = 0; n < 3; ++n) {
       const FrozenLinear<float> base(links[n].base);
       const auto expected = run(base, batch.x[n], batch.dy[n]);
@@ -246,13 +254,9 @@ TEST_CASE("oracle of ResLoRA: block and middle links that reach no other are LoR
     const auto links = K::links(3, 0);
     const Batch<K> batch(3, 4, 1);
     std::vector<typename K::Cache> caches(3);
-    std::vector<typename K::Workspace> workspaces(3);
     for (const RankSlice rank : law_slices()) {
       auto gradients = zeros(links);
-      link(links, caches);
-      const auto y = batch.forward(links, rank, caches);
-      link(gradients, workspaces);
-      const auto dx = batch.backward(links, caches, gradients, workspaces);
+      const auto [y, dx] = batch.run(links, rank, caches, gradients);
       for (std::size_t n = 0; n < 3; ++n) {
         const Linear<float> lora(links[n].base, links[n].adapter.inner);
         Linear<float>::Cache cache;
@@ -272,13 +276,9 @@ TEMPLATE_LIST_TEST_CASE("oracle of ResLoRA: evaluating and training leave every 
   const auto links = K::links(3);
   const Batch<K> batch(3, 4, 1);
   std::vector<typename K::Cache> caches(3);
-  std::vector<typename K::Workspace> workspaces(3);
   auto gradients = zeros(links);
   for (int time = 0; time < 3; ++time) {
-    link(links, caches);
-    (void)batch.forward(links, 3, caches);
-    link(gradients, workspaces);
-    (void)batch.backward(links, caches, gradients, workspaces);
+    (void)batch.run(links, 3, caches, gradients);
   }
   const auto untouched = K::links(3);
   for (std::size_t n = 0; n < 3; ++n) {
@@ -294,12 +294,8 @@ TEST_CASE("the newest components of every link that a block shortcut reaches lea
   Batch<K> batch(4, 3, 1);
   for (std::size_t n = 0; n < 3; ++n) batch.dy[n].setZero();
   std::vector<K::Cache> caches(4);
-  std::vector<K::Workspace> workspaces(4);
   auto gradients = zeros(links);
-  link(links, caches);
-  (void)batch.forward(links, {4, 3}, caches);
-  link(gradients, workspaces);
-  (void)batch.backward(links, caches, gradients, workspaces);
+  (void)batch.run(links, {4, 3}, caches, gradients);
   for (std::size_t n = 0; n < 4; ++n) {
     CHECK(gradients[n].adapter.inner.B.col(3).isZero(0) == (n == 0));
     CHECK(gradients[n].adapter.inner.A.row(3).isZero(0) == (n == 0));
@@ -377,10 +373,7 @@ TEMPLATE_LIST_TEST_CASE("copies of linked caches and workspaces are chains of th
   std::vector<typename K::Cache> fresh(3);
   std::vector<typename K::Workspace> expected_workspaces(3);
   auto expected = zeros(links);
-  link(links, fresh);
-  (void)first.forward(links, 3, fresh);
-  link(expected, expected_workspaces);
-  const auto dx_expected = first.backward(links, fresh, expected, expected_workspaces);
+  const auto dx_expected = first.run(links, 3, fresh, expected).second;
   for (std::size_t n = 0; n < 3; ++n) CHECK(same_bits(dx[n], dx_expected[n]));
   CHECK(same_bits(all_values<typename K::Link>(gradients), all_values<typename K::Link>(expected)));
 }
