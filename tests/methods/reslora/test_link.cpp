@@ -371,7 +371,6 @@ TEMPLATE_LIST_TEST_CASE("copies of linked caches and workspaces are chains of th
   const auto dx = first.backward(links, caches, gradients, workspaces);
 
   std::vector<typename K::Cache> fresh(3);
-  std::vector<typename K::Workspace> expected_workspaces(3);
   auto expected = zeros(links);
   const auto dx_expected = first.run(links, 3, fresh, expected).second;
   for (std::size_t n = 0; n < 3; ++n) CHECK(same_bits(dx[n], dx_expected[n]));
