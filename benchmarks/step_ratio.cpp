@@ -105,7 +105,7 @@ class Benchmark {
     }
     const Shape token = o_.quick ? Shape{64, 64, 1} : largest_token;
     if (wanted(token)) {
-      compare_with_reading<Matrix<float>>(token, "column-major");
+      compare_with_reading<MatrixX<float>>(token, "column-major");
       compare_with_reading<RowMatrix<float>>(token, "row-major");
     }
     measure::end_report(report_, o_.rows);
@@ -181,8 +181,8 @@ class Benchmark {
   void compare_with_reading(const Shape& shape, const std::string& order) {
     Rng rng(1);
     const auto layer = adapted<Storage>(shape, 8, rng);
-    const Matrix<float> x = random_uniform<float>(shape.in, shape.tokens, 0.5, rng);
-    Matrix<float> y(shape.out, shape.tokens);
+    const MatrixX<float> x = random_uniform<float>(shape.in, shape.tokens, 0.5, rng);
+    MatrixX<float> y(shape.out, shape.tokens);
     typename decltype(adapted<Storage>(shape, 8, rng))::Cache cache;
     for (const int threads : o_.threads) {
       text::use_threads(threads);

@@ -28,9 +28,9 @@ struct Folder {
 int main(int argc, char** argv) try {
   using namespace dylora;
   Rng rng(42);
-  const Matrix<float> W = random_uniform<float>(48, 64, 0.5, rng);
-  const Matrix<float> U = random_uniform<float>(48, 6, 0.5, rng), V = random_uniform<float>(6, 64, 0.5, rng);
-  const Matrix<float> x = random_uniform<float>(64, 256, 0.5, rng), target = (W + U * V) * x;
+  const MatrixX<float> W = random_uniform<float>(48, 64, 0.5, rng);
+  const MatrixX<float> U = random_uniform<float>(48, 6, 0.5, rng), V = random_uniform<float>(6, 64, 0.5, rng);
+  const MatrixX<float> x = random_uniform<float>(64, 256, 0.5, rng), target = (W + U * V) * x;
 
   Linear<float> layer(W, {.max_rank = 8, .alpha = 8}, rng);
   auto gradients = zeros_like(layer);
@@ -55,7 +55,7 @@ int main(int argc, char** argv) try {
 
     Linear<float> fresh(W, {.max_rank = 2}, rng);  // of another rank: the file's counts
     const LoadReport report = load_peft(saved, fresh, {.prefix = "model.proj"});
-    const Matrix<float> expected = layer.forward(x, rank), got = fresh.forward(x, fresh.max_rank());
+    const MatrixX<float> expected = layer.forward(x, rank), got = fresh.forward(x, fresh.max_rank());
     const float difference = (got - expected).cwiseAbs().maxCoeff();
     same = same && difference == 0 && report.adapters.size() == 1 && report.adapters.front().rank == rank;
     std::cout << std::setw(4) << rank << std::setw(8) << report.adapters.front().scale << std::setw(8)

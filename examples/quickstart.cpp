@@ -6,11 +6,11 @@ int main() {
   Rng rng(42);
 
   // A frozen pretrained weight, and a task that differs from it by an unknown rank-6 change.
-  const Matrix<float> W = random_uniform<float>(64, 128, 0.5, rng);  // out × in
-  const Matrix<float> U = random_uniform<float>(64, 6, 0.5, rng);
-  const Matrix<float> V = random_uniform<float>(6, 128, 0.5, rng);
-  const Matrix<float> x = random_uniform<float>(128, 512, 0.5, rng);  // one column per sample
-  const Matrix<float> target = (W + U * V) * x;
+  const MatrixX<float> W = random_uniform<float>(64, 128, 0.5, rng);  // out × in
+  const MatrixX<float> U = random_uniform<float>(64, 6, 0.5, rng);
+  const MatrixX<float> V = random_uniform<float>(6, 128, 0.5, rng);
+  const MatrixX<float> x = random_uniform<float>(128, 512, 0.5, rng);  // one column per sample
+  const MatrixX<float> target = (W + U * V) * x;
 
   Linear<float> layer(W, {.max_rank = 16, .alpha = 16}, rng);
   auto gradients = zeros_like(layer);  // gradients belong to you, not to the layer

@@ -18,11 +18,11 @@ int main() {
   auto Wq = weight(), Wk = weight(), Wv = weight(), Wo = weight();
   auto q = adapter(), k = adapter(), v = adapter(), o = adapter();
   const Attention<float> attention({Wq, q}, {Wk, k}, {Wv, v}, {Wo, o}, {.heads = 4});
-  const Matrix<float> x = random_uniform<float>(width, tokens, 1, rng);
+  const MatrixX<float> x = random_uniform<float>(width, tokens, 1, rng);
 
   // Each request brings its own rank and keeps its own key/value cache; the layer is shared and const.
   const std::vector<Index> ranks{1, 2, 4, 8};
-  std::vector<Matrix<float>> answers(ranks.size());
+  std::vector<MatrixX<float>> answers(ranks.size());
   std::vector<std::thread> requests;
   for (std::size_t i = 0; i < ranks.size(); ++i) {
     requests.emplace_back([&, i] {
@@ -35,7 +35,7 @@ int main() {
 
   bool same = true;
   for (std::size_t i = 0; i < ranks.size(); ++i) {
-    const Matrix<float> alone = attention.forward(x, ranks[i]);
+    const MatrixX<float> alone = attention.forward(x, ranks[i]);
     same = same && answers[i] == alone.rightCols(1);
     std::cout << "rank " << ranks[i] << "  last token " << answers[i].norm() << '\n';
   }
@@ -43,10 +43,10 @@ int main() {
                      : "the answers differ from a forward over the whole sequence\n");
 
   // Or all requests in one batch, each sequence at its own rank: the frozen weights are read once for all of them.
-  Matrix<float> batch(width, 4 * tokens);
+  MatrixX<float> batch(width, 4 * tokens);
   for (Index i = 0; i < 4; ++i) batch.middleCols(i * tokens, tokens) = x;
   const Sequences sequences = Sequences::equal(4, tokens);
-  const Matrix<float> together = attention.forward(batch, sequences, BatchRanks::per_sequence(sequences, {1, 2, 4, 8}));
+  const MatrixX<float> together = attention.forward(batch, sequences, BatchRanks::per_sequence(sequences, {1, 2, 4, 8}));
   for (Index i = 0; i < 4; ++i) same = same && together.col((i + 1) * tokens - 1) == answers[static_cast<std::size_t>(i)];
   std::cout << (same ? "and to the same sequence in a batch of all ranks\n" : "a batch of all ranks gives other answers\n");
   return same ? 0 : 1;

@@ -10,7 +10,7 @@
 #include <dylora/methods/lora_flow/flow.hpp>
 #include <dylora/methods/multilora.hpp>
 #include <dylora/methods/nola/nola.hpp>
-#include <dylora/methods/pissa/initialized.hpp>
+#include <dylora/methods/pissa/offset_low_rank.hpp>
 #include <dylora/methods/prilora/proportional.hpp>
 #include <dylora/methods/reslora/shortcut.hpp>
 #include <dylora/methods/reslora/stack.hpp>
@@ -38,14 +38,14 @@ struct Shape {
 
 /// A frozen weight and what goes through it, shared by all contenders, so that all work in the same memory.
 struct Samples {
-  Matrix<float> W, x, dy, y, dx;
+  MatrixX<float> W, x, dy, y, dx;
 
   Samples(const Shape& shape, Rng rng)
       : W(random_uniform<float>(shape.out, shape.in, 0.5, rng)),
         x(random_uniform<float>(shape.in, shape.tokens, 0.5, rng)),
         dy(random_uniform<float>(shape.out, shape.tokens, 0.5, rng)),
-        y(Matrix<float>::Zero(shape.out, shape.tokens)),
-        dx(Matrix<float>::Zero(shape.in, shape.tokens)) {}
+        y(MatrixX<float>::Zero(shape.out, shape.tokens)),
+        dx(MatrixX<float>::Zero(shape.in, shape.tokens)) {}
 };
 
 using Weight = WeightView<float>;
@@ -147,7 +147,7 @@ inline std::vector<Method> methods(Samples& samples) {
   for (const Index bases : {64, 512})
     all.push_back({"NOLA of " + std::to_string(bases) + " bases", "Linear", step(nola(samples, bases, rng))});
   const LowRank<float> start = low_rank();
-  all.push_back({"Initialized", "Linear", step(Layer<Initialized<float>>(W, Initialized<float>(start.A, start.B, start.options)))});
+  all.push_back({"OffsetLowRank", "Linear", step(Layer<OffsetLowRank<float>>(W, OffsetLowRank<float>(start.A, start.B, start.options)))});
   all.push_back({"Chain of 2", "Linear", step(Layer<Chain<LowRank<float>>>(W, {{low_rank(), low_rank()}, {}}))});
   all.push_back({"Proportional", "Linear", step(Layer<Proportional<LowRank<float>>>(W, {low_rank(), 2 * rank}), 2 * rank)});
   all.push_back({"Flow of 2", "Linear", step(Layer<Flow<float>>(W, Flow<float>({low_rank(), low_rank()})))});

@@ -16,11 +16,11 @@ using nlohmann::json;
 /// What an adapted model has made of its weights at each of result["ranks"]: intruder dimensions of all weights together, those that are also
 /// outside of every window of 5 %, and the mean cosine of a leading direction with the nearest of the frozen weight.
 inline void add_intruders(const finetune::AdaptedModel& model, json& result) {
-  const std::vector<Matrix<float>> before = model.merged(RankSlice::none());
+  const std::vector<MatrixX<float>> before = model.merged(RankSlice::none());
   std::vector<BaseSpectrum> spectra;
-  for (const Matrix<float>& weight : before) spectra.emplace_back(weight);
+  for (const MatrixX<float>& weight : before) spectra.emplace_back(weight);
   for (const Index rank : result["ranks"]) {
-    const std::vector<Matrix<float>> after = model.merged(rank);
+    const std::vector<MatrixX<float>> after = model.merged(rank);
     Index count = 0, robust = 0;
     double cosine = 0;
     for (std::size_t i = 0; i < after.size(); ++i) {

@@ -24,11 +24,11 @@ class Regression {
     Rng rng(seed);
     W_ = random_uniform<float>(features, features, 0.3, rng);
     const auto orthogonal = [&] {
-      const Eigen::HouseholderQR<Matrix<double>> qr(random_uniform<double>(features, features, 1, rng));
-      return Matrix<double>(qr.householderQ());
+      const Eigen::HouseholderQR<MatrixX<double>> qr(random_uniform<double>(features, features, 1, rng));
+      return MatrixX<double>(qr.householderQ());
     };
-    const Matrix<double> U = orthogonal(), V = orthogonal();
-    sigma_ = Vector<double>(features);
+    const MatrixX<double> U = orthogonal(), V = orthogonal();
+    sigma_ = VectorX<double>(features);
     for (Index i = 0; i < features; ++i) sigma_[i] = 2 * std::pow(0.75, static_cast<double>(i));
     change_ = U * sigma_.asDiagonal() * V.transpose();
   }
@@ -43,12 +43,12 @@ class Regression {
     auto gradients = zeros_like(layer);
     Linear<float>::Cache cache;
     Linear<float>::Workspace workspace;
-    const Matrix<float> answer = W_ + change_.cast<float>();
-    Matrix<float> y(features, samples), dx(features, samples), target(features, samples);
+    const MatrixX<float> answer = W_ + change_.cast<float>();
+    MatrixX<float> y(features, samples), dx(features, samples), target(features, samples);
     const Sequences sequences = Sequences::equal(samples, 1);
     try {
       train(layer, contender, lr, rank_rng, gradients, [&](const StepRanks& ranks) {
-        const Matrix<float> x = random_uniform<float>(features, samples, std::sqrt(3.0), rng);  // unit variance
+        const MatrixX<float> x = random_uniform<float>(features, samples, std::sqrt(3.0), rng);  // unit variance
         target.noalias() = answer * x;
         const auto groups = divide_sequences(ranks, samples);
         layer.forward(x, batch_ranks(groups, sequences), cache, y);
@@ -70,9 +70,9 @@ class Regression {
   }
 
  private:
-  Matrix<float> W_;
-  Matrix<double> change_;
-  Vector<double> sigma_;
+  MatrixX<float> W_;
+  MatrixX<double> change_;
+  VectorX<double> sigma_;
 };
 
 }  // namespace rank_sweep

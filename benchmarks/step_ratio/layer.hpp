@@ -41,7 +41,7 @@ Linear<float, LowRank<float>, DenseWeight<float, Storage>> adapted(const Shape& 
 class Layer {
  public:
   Layer(const Shape& shape, Index max_rank, Rng rng)
-      : layer_(adapted<Matrix<float>>(shape, max_rank, rng)),
+      : layer_(adapted<MatrixX<float>>(shape, max_rank, rng)),
         gradients_(zeros_like(layer_)),
         x_(random_uniform<float>(shape.in, shape.tokens, 0.5, rng)),
         dy_(random_uniform<float>(shape.out, shape.tokens, 0.5, rng)),
@@ -83,13 +83,13 @@ class Layer {
   }
 
  private:
-  const Matrix<float>& weight() const { return layer_.base.W; }
+  const MatrixX<float>& weight() const { return layer_.base.W; }
 
   Linear<float> layer_;
   Linear<float>::Gradients gradients_;
   Linear<float>::Cache cache_;
   Linear<float>::Workspace workspace_;
-  Matrix<float> x_, dy_, y_, dx_;
+  MatrixX<float> x_, dy_, y_, dx_;
 };
 
 }  // namespace step_ratio

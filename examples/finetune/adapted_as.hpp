@@ -82,8 +82,8 @@ class AdaptedAs final : public AdaptedModel {
     return text::continue_text(model_, prompt, length, temperature, rank, rng);
   }
 
-  std::vector<Matrix<float>> merged(RankSlice rank) const override {
-    std::vector<Matrix<float>> weights;
+  std::vector<MatrixX<float>> merged(RankSlice rank) const override {
+    std::vector<MatrixX<float>> weights;
     for_each_layer(model_, [&](std::string_view, const auto& layer) {
       if constexpr (requires { layer.merged(rank).W; }) {
         if (layer.max_rank() > 0) weights.push_back(layer.merged(rank.at_most(layer.max_rank())).W);

@@ -48,7 +48,7 @@ class AdaptedModel {
                                            Rng& rng) const = 0;
 
   /// The matrix of each adapted projection at a rank, where the method can be merged: what a spectrum is taken of.
-  virtual std::vector<Matrix<float>> merged(RankSlice rank) const = 0;
+  virtual std::vector<MatrixX<float>> merged(RankSlice rank) const = 0;
 };
 
 using AnyModel = std::unique_ptr<AdaptedModel>;

@@ -81,7 +81,7 @@ struct Block {
   /// The block's output for the next tokens of one sequence; x is updated in place.
   void extend(dylora::MatrixRef<S> x, dylora::RankSlice rank, dylora::KeyValueCache<S>& past) const {
     Cache fresh;
-    dylora::Matrix<S> norm(x.rows(), x.cols()), hidden(fc.out_features(), x.cols()), branch(x.rows(), x.cols());
+    dylora::MatrixX<S> norm(x.rows(), x.cols()), hidden(fc.out_features(), x.cols()), branch(x.rows(), x.cols());
     attention_norm.forward(x, fresh.attention_norm, norm);
     x += attention.extend(norm, rank, past);
     mlp_norm.forward(x, fresh.mlp_norm, norm);
@@ -147,7 +147,7 @@ void for_each_kind(const Parts& parts, F&& f) {
 /// forward, and to the workspaces of their gradients before a backward.
 template <class Blocks, class Parts>
 void link_projections(Blocks& blocks, Parts& parts) {
-  detail::for_each_kind(blocks, [&](auto member) { dylora::link(blocks, parts, member); });
+  detail::for_each_kind(blocks, [&](auto member) { dylora::link_chain(blocks, parts, member); });
 }
 
 }  // namespace gpt

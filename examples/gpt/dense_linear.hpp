@@ -16,16 +16,16 @@ struct DenseLinear {
   static constexpr bool trains_base = true;
 
   struct Gradients {
-    dylora::Matrix<S> W;
-    dylora::Vector<S> bias;
+    dylora::MatrixX<S> W;
+    dylora::VectorX<S> bias;
   };
   struct Cache {};  // x is the caller's
   struct Workspace {};
 
-  dylora::Matrix<S> W;  // out × in
-  dylora::Vector<S> bias;
+  dylora::MatrixX<S> W;  // out × in
+  dylora::VectorX<S> bias;
 
-  DenseLinear(dylora::Matrix<S> W_, dylora::Vector<S> bias_) : W(std::move(W_)), bias(std::move(bias_)) {}
+  DenseLinear(dylora::MatrixX<S> W_, dylora::VectorX<S> bias_) : W(std::move(W_)), bias(std::move(bias_)) {}
 
   Index in_features() const { return W.cols(); }
   Index out_features() const { return W.rows(); }

@@ -17,7 +17,7 @@ struct EmbeddingParts {
   using Table = Embedding;
   using Cache = Nothing;
   using Workspace = Nothing;
-  using Gradients = dylora::Matrix<typename Embedding::Scalar>;  // of pretraining
+  using Gradients = dylora::MatrixX<typename Embedding::Scalar>;  // of pretraining
 };
 template <class S, class Values>
 struct EmbeddingParts<dylora::Embedding<S, Values>> {

@@ -31,7 +31,7 @@ struct Config {
 /// a pretrained model has them so, or a dylora::Embedding, whose adapter the head then leaves out. Const both ways; activations are in the
 /// caller's Cache.
 template <std::floating_point S, dylora::Projection Linear = dylora::Linear<S>, class Attention = dylora::Attention<S, Linear>,
-          class Embedding = dylora::Matrix<S>>
+          class Embedding = dylora::MatrixX<S>>
 struct Gpt {
   using Scalar = S;
   using Block = typename BlockOf<S, Linear, Attention>::Type;
@@ -39,7 +39,7 @@ struct Gpt {
 
   struct Gradients {
     typename EmbeddingParts<Embedding>::Gradients token_embedding;
-    dylora::Matrix<S> position_embedding, head;
+    dylora::MatrixX<S> position_embedding, head;
     std::vector<typename Block::Gradients> blocks;
     typename LayerNorm<S>::Gradients final_norm;
   };
@@ -70,7 +70,7 @@ struct Gpt {
   LayerNorm<S> final_norm;
   Table head;  // width × vocabulary, no elements if tied
 
-  static constexpr bool extends = requires(const Block& block, dylora::Matrix<S>& x, dylora::KeyValueCache<S>& past) {
+  static constexpr bool extends = requires(const Block& block, dylora::MatrixX<S>& x, dylora::KeyValueCache<S>& past) {
     block.extend(x, dylora::RankSlice::none(), past);
   } && dylora::SelfContained<Linear>;
 
@@ -131,17 +131,17 @@ struct Gpt {
 
   /// Generation: logits (vocabulary × n) for the next n tokens of one sequence, whose past keys and values are kept one cache per block. Not
   /// for blocks or projections that look further back than at these.
-  dylora::Matrix<S> extend(std::span<const Index> tokens, dylora::RankSlice rank, std::vector<dylora::KeyValueCache<S>>& past) const
+  dylora::MatrixX<S> extend(std::span<const Index> tokens, dylora::RankSlice rank, std::vector<dylora::KeyValueCache<S>>& past) const
     requires extends
   {
     past.resize(blocks.size());
-    dylora::Matrix<S> x(config.width, static_cast<Index>(tokens.size()));
+    dylora::MatrixX<S> x(config.width, static_cast<Index>(tokens.size()));
     typename EmbeddingParts<Embedding>::Cache unused;
     embed(tokens, rank, unused, x);
     add_positions(past.empty() ? 0 : past.front().length(), x);
     for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i].extend(x, rank, past[i]);
     typename LayerNorm<S>::Cache scratch;
-    dylora::Matrix<S> normed(x.rows(), x.cols()), logits(config.vocabulary, x.cols());
+    dylora::MatrixX<S> normed(x.rows(), x.cols()), logits(config.vocabulary, x.cols());
     final_norm.forward(x, scratch, normed);
     dylora::set_product(logits, output_embedding().transpose(), normed);
     return logits;
@@ -219,7 +219,7 @@ Gpt<S, DenseLinear<S>> random_gpt(const Config& config, dylora::Rng& rng) {
   const double bound = 0.02 * std::sqrt(3.0), into_residual = bound / std::sqrt(2.0 * static_cast<double>(config.layers));
   const Index width = config.width;
   const auto linear = [&](Index out, Index in, double limit) {
-    return DenseLinear<S>(dylora::random_uniform<S>(out, in, limit, rng), dylora::Vector<S>::Zero(out));
+    return DenseLinear<S>(dylora::random_uniform<S>(out, in, limit, rng), dylora::VectorX<S>::Zero(out));
   };
   Gpt<S, DenseLinear<S>> model{config, {}, {}, {}, LayerNorm<S>(width), {}};
   model.token_embedding = dylora::random_uniform<S>(width, config.vocabulary, bound, rng);

@@ -13,17 +13,17 @@ namespace gpt {
 template <std::floating_point S>
 struct LayerNorm {
   struct Gradients {
-    dylora::Vector<S> gain, bias;
+    dylora::VectorX<S> gain, bias;
   };
   struct Cache {
     dylora::Buffer<S> normalized;  // (x − mean) / deviation
-    dylora::Vector<S> deviation;
+    dylora::VectorX<S> deviation;
   };
 
-  dylora::Vector<S> gain, bias;
+  dylora::VectorX<S> gain, bias;
   double epsilon = 1e-5;
 
-  explicit LayerNorm(Index features) : gain(dylora::Vector<S>::Ones(features)), bias(dylora::Vector<S>::Zero(features)) {}
+  explicit LayerNorm(Index features) : gain(dylora::VectorX<S>::Ones(features)), bias(dylora::VectorX<S>::Zero(features)) {}
 
   void forward(dylora::ConstMatrixRef<S> x, Cache& cache, dylora::MatrixRef<S> y) const {
     auto normalized = cache.normalized.resize(x.rows(), x.cols());

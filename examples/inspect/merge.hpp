@@ -123,7 +123,7 @@ T rounded(double value) {
 
 /// Writes base + left · right in the type T of the base, some rows at a time, and completes the report.
 template <class T>
-void write_sum(const dylora::TensorView& base, const dylora::Matrix<double>& left, const dylora::RowMatrix<double>& right,
+void write_sum(const dylora::TensorView& base, const dylora::MatrixX<double>& left, const dylora::RowMatrix<double>& right,
                dylora::AtomicFile& out, MergedTensor& report) {
   using namespace dylora;
   constexpr Index most_elements = Index{1} << 20;
@@ -156,9 +156,9 @@ void write_sum(const dylora::TensorView& base, const dylora::Matrix<double>& lef
 inline void write_merged(const dylora::TensorView& base, PeftAdapter& adapter, dylora::AtomicFile& out, MergedTensor& report) {
   using namespace dylora;
   const LowRankFactors<double> factors = adapter.take(report.module).factors;
-  const Matrix<double> B = report.scale * factors.B.leftCols(report.rank);
+  const MatrixX<double> B = report.scale * factors.B.leftCols(report.rank);
   const RowMatrix<double> A = factors.A.topRows(report.rank);
-  const Matrix<double> left = report.transposed ? Matrix<double>(A.transpose()) : B;
+  const MatrixX<double> left = report.transposed ? MatrixX<double>(A.transpose()) : B;
   const RowMatrix<double> right = report.transposed ? RowMatrix<double>(B.transpose()) : A;
   switch (base.dtype) {
     case DType::F16: return write_sum<Eigen::half>(base, left, right, out, report);

@@ -48,7 +48,7 @@ struct Spectrum {
 /// ΔW is never formed. With B = Q_B R_B and Aᵀ = Q_A R_A, a sum of components c_i · B_i A_i has the norm and the singular values of
 /// Σ c_i · (column i of R_B)(column i of R_A)ᵀ, which is components × components at most. Costs O(components² · (in + out)).
 inline Spectrum spectrum_of(const dylora::LowRankFactors<double>& factors, dylora::ScaleRule rule) {
-  using Matrix = dylora::Matrix<double>;
+  using Matrix = dylora::MatrixX<double>;
   const Index rank = factors.A.rows();
   Spectrum result;
   result.given.assign(static_cast<std::size_t>(rank) + 1, 0);
@@ -65,7 +65,7 @@ inline Spectrum spectrum_of(const dylora::LowRankFactors<double>& factors, dylor
   };
   const Matrix B = triangle(factors.B), A = triangle(factors.A.transpose()), whole = B * A.transpose();
 
-  const dylora::Vector<double> sigma = std::abs(factors.scale) * Eigen::BDCSVD<Matrix>(whole).singularValues();
+  const dylora::VectorX<double> sigma = std::abs(factors.scale) * Eigen::BDCSVD<Matrix>(whole).singularValues();
   std::copy(sigma.begin(), sigma.end(), result.singular_values.begin());
   for (Index b = sigma.size(); b-- > 0;) {
     const auto i = static_cast<std::size_t>(b);

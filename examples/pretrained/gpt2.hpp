@@ -26,7 +26,7 @@ namespace pretrained {
 using Weight = dylora::WeightView<float>;
 using Projection = dylora::Linear<float, dylora::LowRank<float>, Weight>;
 using QkvProjection = dylora::Linear<float, dylora::Stacked<dylora::LowRank<float>>, Weight>;
-using Embedding = Eigen::Map<const dylora::Matrix<float>>;
+using Embedding = Eigen::Map<const dylora::MatrixX<float>>;
 
 /// Attention whose queries, keys and values come from one projection, under GPT-2's names.
 struct Gpt2Attention : dylora::MergedAttention<float, QkvProjection, Projection> {
@@ -147,8 +147,8 @@ class Gpt2 {
   gpt::LayerNorm<float> layer_norm(const Norm& from) const {
     const Index width = config_.model.width;
     gpt::LayerNorm<float> norm(width);
-    norm.gain = Eigen::Map<const dylora::Vector<float>>(from.gain, width);
-    norm.bias = Eigen::Map<const dylora::Vector<float>>(from.bias, width);
+    norm.gain = Eigen::Map<const dylora::VectorX<float>>(from.gain, width);
+    norm.bias = Eigen::Map<const dylora::VectorX<float>>(from.bias, width);
     norm.epsilon = config_.epsilon;
     return norm;
   }

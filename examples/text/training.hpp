@@ -82,12 +82,12 @@ auto next_logits(const Model& model, const std::vector<Index>& seen, std::size_t
                  std::vector<dylora::KeyValueCache<typename Model::Scalar>>& past) {
   using S = typename Model::Scalar;
   if constexpr (Model::extends) {
-    const dylora::Matrix<S> logits = model.extend(std::span<const Index>(seen).subspan(read), rank, past);
-    return dylora::Vector<S>(logits.col(logits.cols() - 1));
+    const dylora::MatrixX<S> logits = model.extend(std::span<const Index>(seen).subspan(read), rank, past);
+    return dylora::VectorX<S>(logits.col(logits.cols() - 1));
   } else {
     typename Model::Cache cache;
     model.forward(seen, dylora::Sequences({static_cast<Index>(seen.size())}), rank, cache);
-    return dylora::Vector<S>(cache.logits.view().col(static_cast<Index>(seen.size()) - 1));
+    return dylora::VectorX<S>(cache.logits.view().col(static_cast<Index>(seen.size()) - 1));
   }
 }
 

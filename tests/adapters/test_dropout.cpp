@@ -25,12 +25,12 @@ namespace {
 /// An adapter whose output is its input: what y holds is the mask times x.
 Dropout<LowRank<double>> identity(double probability) {
   const Index n = 20;
-  return {LowRank<double>(RowMatrix<double>::Identity(n, n), Matrix<double>::Identity(n, n), {.alpha = 20}), probability};
+  return {LowRank<double>(RowMatrix<double>::Identity(n, n), MatrixX<double>::Identity(n, n), {.alpha = 20}), probability};
 }
 
-Matrix<double> mask(const Dropout<LowRank<double>>& adapter, Dropout<LowRank<double>>::Cache& cache, Index samples = 50) {
-  Matrix<double> y = Matrix<double>::Zero(20, samples);
-  adapter.add_forward(Matrix<double>::Ones(20, samples), 20, cache, y);
+MatrixX<double> mask(const Dropout<LowRank<double>>& adapter, Dropout<LowRank<double>>::Cache& cache, Index samples = 50) {
+  MatrixX<double> y = MatrixX<double>::Zero(20, samples);
+  adapter.add_forward(MatrixX<double>::Ones(20, samples), 20, cache, y);
   return y;
 }
 
@@ -51,7 +51,7 @@ TEST_CASE("with probability 0 nothing is dropped and nothing is drawn") {
 TEST_CASE("an input is dropped or scaled up by one over what is kept") {
   Dropout<LowRank<double>>::Cache cache;
   cache.rng = Rng(3);
-  const Matrix<double> kept = mask(identity(0.75), cache);
+  const MatrixX<double> kept = mask(identity(0.75), cache);
   CHECK(((kept.array() == 0) || (kept.array() == 4)).all());
 }
 
@@ -60,7 +60,7 @@ TEST_CASE("the mask has the expectation 1 and the probability that was asked for
     Dropout<LowRank<double>>::Cache cache;
     cache.rng = Rng(3);
     const Index samples = 2000;
-    const Matrix<double> kept = mask(identity(p), cache, samples);
+    const MatrixX<double> kept = mask(identity(p), cache, samples);
     const double n = 20 * samples, dropped = static_cast<double>((kept.array() == 0).count()) / n;
     CHECK(std::abs(dropped - p) < 3 * std::sqrt(p * (1 - p) / n));
     CHECK(std::abs(kept.mean() - 1) < 3 * std::sqrt(p / (1 - p) / n));
@@ -77,10 +77,10 @@ TEST_CASE("the same seed drops the same inputs and every forward draws a fresh m
   one.rng = Rng(3);
   same.rng = Rng(3);
   other.rng = Rng(4);
-  const Matrix<double> first = mask(adapter, one);
+  const MatrixX<double> first = mask(adapter, one);
   CHECK(same_bits(mask(adapter, same), first));
   CHECK_FALSE(same_bits(mask(adapter, other), first));
-  const Matrix<double> second = mask(adapter, one);
+  const MatrixX<double> second = mask(adapter, one);
   CHECK_FALSE(same_bits(second, first));
   CHECK(same_bits(mask(adapter, same), second));
 }
@@ -89,16 +89,16 @@ TEST_CASE("the backward drops what its forward dropped") {
   const auto adapter = identity(0.5);
   Dropout<LowRank<double>>::Cache cache;
   cache.rng = Rng(3);
-  const Matrix<double> dropped = mask(adapter, cache);
+  const MatrixX<double> dropped = mask(adapter, cache);
   auto gradients = zeros_like(adapter);
-  Matrix<double> dx = Matrix<double>::Zero(20, 50);
-  adapter.add_backward(Matrix<double>::Ones(20, 50), Matrix<double>::Ones(20, 50), cache, gradients, dx);
+  MatrixX<double> dx = MatrixX<double>::Zero(20, 50);
+  adapter.add_backward(MatrixX<double>::Ones(20, 50), MatrixX<double>::Ones(20, 50), cache, gradients, dx);
   CHECK(same_bits(dx, dropped));
 }
 
 TEST_CASE("the base of a layer never loses an input") {
   Linear<double, Dropout<LowRank<double>>> layer = MakeLayer<Linear<double, Dropout<LowRank<double>>>>::make(0, law_rank);
-  const Matrix<double> x = noise<double>(7, 30, 1);
+  const MatrixX<double> x = noise<double>(7, 30, 1);
   auto cache = fresh_cache<decltype(layer)>();
   CHECK(same_bits(layer.forward(x, 3, cache), layer.forward(x, RankSlice::none())));  // B = 0
   randomize<decltype(layer)>(layer, 2);

@@ -35,9 +35,9 @@ double cubed(double alpha, Index rank, Index max_rank) { return alpha * static_c
 TEMPLATE_TEST_CASE("the output of a low-rank adapter is alpha over b times B A x", "", float, double) {
   using S = TestType;
   const LowRank<S> adapter = trained<S>({.max_rank = 5, .alpha = 3});
-  const Matrix<S> x = noise<S>(9, 4, 3);
+  const MatrixX<S> x = noise<S>(9, 4, 3);
   for (Index b = 1; b <= 5; ++b) {
-    Matrix<double> expected = Matrix<double>::Zero(7, 4);
+    MatrixX<double> expected = MatrixX<double>::Zero(7, 4);
     for (Index o = 0; o < 7; ++o) {
       for (Index s = 0; s < 4; ++s) {
         for (Index r = 0; r < b; ++r) {
@@ -54,21 +54,21 @@ TEMPLATE_TEST_CASE("the output of a low-rank adapter is alpha over b times B A x
 
 TEMPLATE_TEST_CASE("a low-rank adapter is linear in alpha under every scale rule", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(9, 4, 3), dy = noise<S>(7, 4, 4);
+  const MatrixX<S> x = noise<S>(9, 4, 3), dy = noise<S>(7, 4, 4);
   for (const ScaleRule rule : {alpha_over_rank, alpha_over_sqrt_rank, alpha_over_max_rank, cubed}) {
     for (Index b = 1; b <= 5; ++b) {
       const auto one = run(trained<S>({.max_rank = 5, .alpha = 1.5, .scale = rule}), x, dy, b);
       const auto four = run(trained<S>({.max_rank = 5, .alpha = 6, .scale = rule}), x, dy, b);
-      CHECK(same_bits(four.y, Matrix<S>(4 * one.y)));
-      CHECK(same_bits(four.dx, Matrix<S>(4 * one.dx)));
-      CHECK(same_bits(values<LowRank<S>>(four.gradients), Vector<S>(4 * values<LowRank<S>>(one.gradients))));
+      CHECK(same_bits(four.y, MatrixX<S>(4 * one.y)));
+      CHECK(same_bits(four.dx, MatrixX<S>(4 * one.dx)));
+      CHECK(same_bits(values<LowRank<S>>(four.gradients), VectorX<S>(4 * values<LowRank<S>>(one.gradients))));
     }
   }
 }
 
 TEMPLATE_TEST_CASE("a low-rank adapter that was cut keeps its scales under every rule", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(9, 4, 3), dy = noise<S>(7, 4, 4);
+  const MatrixX<S> x = noise<S>(9, 4, 3), dy = noise<S>(7, 4, 4);
   for (const ScaleRule rule : {alpha_over_rank, alpha_over_sqrt_rank, alpha_over_max_rank, cubed}) {
     const LowRank<S> whole = trained<S>({.max_rank = 5, .alpha = 3, .scale = rule});
     for (Index components = 1; components <= 5; ++components) {
@@ -92,7 +92,7 @@ TEST_CASE("factors of more components than the largest rank are refused") {
   LowRank<float> adapter = trained<float>({.max_rank = 3});
   adapter.options.max_rank = 2;
   LowRank<float>::Cache cache;
-  Matrix<float> y = Matrix<float>::Zero(7, 4);
+  MatrixX<float> y = MatrixX<float>::Zero(7, 4);
   CHECK_THROWS_SAYING(std::invalid_argument, adapter.add_forward(noise<float>(9, 4, 3), 2, cache, y), "LowRank: components", "max_rank",
                       "[0, 2]", "got 3");
   CHECK_THROWS_SAYING(std::invalid_argument, adapter.delta(2), "LowRank: components", "[0, 2]", "got 3");
@@ -103,9 +103,9 @@ TEST_CASE("an adapter cut to nothing refuses a cache from before") {
   const LowRank<float> whole = trained<float>({.max_rank = 3});
   LowRank<float> cut = whole;
   truncate(cut, 0);
-  const Matrix<float> x = noise<float>(9, 4, 3), dy = noise<float>(7, 4, 4);
+  const MatrixX<float> x = noise<float>(9, 4, 3), dy = noise<float>(7, 4, 4);
   LowRank<float>::Cache cache;
-  Matrix<float> y = Matrix<float>::Zero(7, 4), dx = Matrix<float>::Zero(9, 4);
+  MatrixX<float> y = MatrixX<float>::Zero(7, 4), dx = MatrixX<float>::Zero(9, 4);
   whole.add_forward(x, 3, cache, y);
   auto gradients = zeros_like(cut);
   CHECK_THROWS_AS(cut.add_backward(x, dy, cache, gradients, dx), std::invalid_argument);
@@ -121,7 +121,7 @@ TEST_CASE("a user's scale rule sees alpha and the rank and the largest rank") {
 TEST_CASE("at the largest rank DyLoRA is LoRA with the same alpha") {
   const LowRank<double> dynamic = trained<double>({.max_rank = 5, .alpha = 3});
   const LowRank<double> lora = trained<double>({.max_rank = 5, .alpha = 3, .scale = alpha_over_max_rank});
-  const Matrix<double> x = noise<double>(9, 4, 3), dy = noise<double>(7, 4, 4);
+  const MatrixX<double> x = noise<double>(9, 4, 3), dy = noise<double>(7, 4, 4);
   CHECK(run(dynamic, x, dy, 5) == run(lora, x, dy, 5));
   CHECK_FALSE(run(dynamic, x, dy, 4) == run(lora, x, dy, 4));
 }
@@ -131,7 +131,7 @@ TEMPLATE_TEST_CASE("a fresh adapter has A uniform within one over the root of in
   Rng rng(5);
   const LowRank<S> adapter(400, 50, {.max_rank = 40}, rng);
   const double bound = 1 / std::sqrt(400.0);
-  const Matrix<double> A = in_double<S>(adapter.A);
+  const MatrixX<double> A = in_double<S>(adapter.A);
   CHECK(A.maxCoeff() <= bound);
   CHECK(A.minCoeff() >= -bound);
   // 16000 draws: the mean of |A| / bound is 1/2 with a deviation of 0.0023, that of A / bound 0 with 0.0046.
@@ -146,8 +146,8 @@ TEMPLATE_TEST_CASE("a fresh adapter has A uniform within one over the root of in
 TEST_CASE("the same seed makes the same adapter and another seed another") {
   Rng one(5), same(5), other(6);
   const LowRank<float> a(20, 10, {}, one), b(20, 10, {}, same), c(20, 10, {}, other);
-  CHECK(same_bits(Matrix<float>(a.A), Matrix<float>(b.A)));
-  CHECK_FALSE(same_bits(Matrix<float>(a.A), Matrix<float>(c.A)));
+  CHECK(same_bits(MatrixX<float>(a.A), MatrixX<float>(b.A)));
+  CHECK_FALSE(same_bits(MatrixX<float>(a.A), MatrixX<float>(c.A)));
 }
 
 TEST_CASE("a component is contiguous in both factors so that a truncation is a prefix of the buffers") {

@@ -24,19 +24,19 @@ struct Bent : PerRank<Bent<S>, S> {
   using typename PerRank<Bent<S>, S>::In;
   using typename PerRank<Bent<S>, S>::Out;
   using Options = LowRankOptions;
-  using Kept = Matrix<S>;  // tanh(A_b x)
+  using Kept = MatrixX<S>;  // tanh(A_b x)
   struct Gradients {
     Gradient<RowMatrix<S>> A;
-    Gradient<Matrix<S>> B;
+    Gradient<MatrixX<S>> B;
   };
 
   RowMatrix<S> A;
-  Matrix<S> B;
+  MatrixX<S> B;
 
   Bent(Index in, Index out, Options options, Rng& rng)
       : PerRank<Bent<S>, S>(in, out, options.max_rank),
         A(random_uniform<S, RowMatrix<S>>(options.max_rank, in, 1, rng)),
-        B(Matrix<S>::Zero(out, options.max_rank)) {}
+        B(MatrixX<S>::Zero(out, options.max_rank)) {}
 
   void add_forward_at(Index b, In x, Kept& h, Out y) const {
     h.resize(b, x.cols());
@@ -47,7 +47,7 @@ struct Bent : PerRank<Bent<S>, S> {
 
   void add_backward_at(RankSlice rank, In x, In dy, const Kept& h, Gradients& gradients, Out dx) const {
     const Index b = rank.active, t = rank.trainable_from, trained = rank.trainable();
-    Matrix<S> dh(b, dy.cols());
+    MatrixX<S> dh(b, dy.cols());
     set_product(dh, B.leftCols(b).transpose(), dy);
     dh.array() *= 1 - h.array().square();
     add_product(gradients.B.middleCols(t, trained), dy, h.middleRows(t, trained).transpose());
@@ -69,34 +69,34 @@ struct Gained : PerRank<Gained<S>, S> {
   using Options = LowRankOptions;
   struct Gradients {
     Gradient<RowMatrix<S>> A;
-    Gradient<Matrix<S>> B;
-    Gradient<Vector<S>> gain;
+    Gradient<MatrixX<S>> B;
+    Gradient<VectorX<S>> gain;
   };
 
   RowMatrix<S> A;
-  Matrix<S> B;
-  Vector<S> gain;
+  MatrixX<S> B;
+  VectorX<S> gain;
 
   Gained(Index in, Index out, Options options, Rng& rng)
       : PerRank<Gained<S>, S>(in, out, options.max_rank),
         A(random_uniform<S, RowMatrix<S>>(options.max_rank, in, 1, rng)),
-        B(Matrix<S>::Zero(out, options.max_rank)),
-        gain(Vector<S>::Ones(out)) {}
+        B(MatrixX<S>::Zero(out, options.max_rank)),
+        gain(VectorX<S>::Ones(out)) {}
 
   void add_forward_at(Index b, In x, Out y) const { y += gain.asDiagonal() * without_gain(b, x); }
 
   void add_backward_at(RankSlice rank, In x, In dy, Gradients& gradients, Out dx) const {
     const Index b = rank.active, t = rank.trainable_from, trained = rank.trainable();
-    const Matrix<S> dz = gain.asDiagonal() * dy, h = product(A.topRows(b), x), dh = product(B.leftCols(b).transpose(), dz);
+    const MatrixX<S> dz = gain.asDiagonal() * dy, h = product(A.topRows(b), x), dh = product(B.leftCols(b).transpose(), dz);
     gradients.gain += dy.cwiseProduct(without_gain(b, x)).rowwise().sum();
     add_product(gradients.B.middleCols(t, trained), dz, h.middleRows(t, trained).transpose());
     add_product(gradients.A.middleRows(t, trained), dh.middleRows(t, trained), x.transpose());
     add_product(dx, A.topRows(b).transpose(), dh);
   }
 
-  Matrix<S> delta(RankSlice rank) const {
+  MatrixX<S> delta(RankSlice rank) const {
     require_ranks(rank, this->in_features(), this->max_rank(), "Gained::delta");
-    return gain.asDiagonal() * without_gain(std::min(rank.active, this->components()), Matrix<S>::Identity(A.cols(), A.cols()));
+    return gain.asDiagonal() * without_gain(std::min(rank.active, this->components()), MatrixX<S>::Identity(A.cols(), A.cols()));
   }
 
   static void members(const auto& f, auto&... t) {
@@ -107,12 +107,12 @@ struct Gained : PerRank<Gained<S>, S> {
 
  private:
   template <class L, class R>
-  static Matrix<S> product(const L& left, const R& right) {
-    Matrix<S> result(left.rows(), right.cols());
+  static MatrixX<S> product(const L& left, const R& right) {
+    MatrixX<S> result(left.rows(), right.cols());
     set_product(result, left, right);
     return result;
   }
-  Matrix<S> without_gain(Index b, In x) const { return product(B.leftCols(b), product(A.topRows(b), x)); }
+  MatrixX<S> without_gain(Index b, In x) const { return product(B.leftCols(b), product(A.topRows(b), x)); }
 };
 
 }  // namespace
@@ -172,8 +172,8 @@ TEST_CASE("what a backward per rank trained is noted for it where a parameter ha
 
 TEST_CASE("an adapter per rank keeps something for each run that has a component, and its memory from call to call") {
   const auto adapter = trained<Bent<double>>();
-  const Matrix<double> x = noise<double>(9, 5, 1);
-  Matrix<double> y = Matrix<double>::Zero(7, 5);
+  const MatrixX<double> x = noise<double>(9, 5, 1);
+  MatrixX<double> y = MatrixX<double>::Zero(7, 5);
   Bent<double>::Cache cache;
   adapter.add_forward(x, BatchRanks::per_sample({2, 2, RankSlice::none(), 3, 1}), cache, y);
   REQUIRE(cache.kept.size() == 3);
@@ -197,8 +197,8 @@ TEST_CASE("an adapter per rank counts the components that all of its parameters 
 
 TEST_CASE("the cache of a forward per rank that threw counts as not filled") {
   Failing adapter{{9, 7, 4}};
-  const Matrix<double> x = noise<double>(9, 5, 1), dy = noise<double>(7, 5, 2);
-  Matrix<double> y = Matrix<double>::Zero(7, 5), dx = Matrix<double>::Zero(9, 5);
+  const MatrixX<double> x = noise<double>(9, 5, 1), dy = noise<double>(7, 5, 2);
+  MatrixX<double> y = MatrixX<double>::Zero(7, 5), dx = MatrixX<double>::Zero(9, 5);
   Failing::Cache cache;
   Failing::Gradients gradients;
   adapter.add_forward(x, 3, cache, y);
@@ -214,7 +214,7 @@ TEST_CASE("an adapter per rank refuses shapes that no adapter has, under its nam
   CHECK_THROWS_SAYING(std::invalid_argument, Failing({{9, 7, -1}}), "adapter: max_rank", "got -1");
   const auto bent = trained<Bent<double>>();
   Bent<double>::Cache cache;
-  Matrix<double> y = Matrix<double>::Zero(7, 5);
+  MatrixX<double> y = MatrixX<double>::Zero(7, 5);
   CHECK_THROWS_SAYING(ShapeError, bent.add_forward(noise<double>(8, 5, 1), 3, cache, y), "Bent::add_forward: rows of x");
 }
 

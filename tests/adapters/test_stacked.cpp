@@ -41,7 +41,7 @@ Stacked<LowRank<S>> stack_of(const std::vector<Index>& ranks, ScaleRule scale = 
 
 template <class S>
 bool same_factors(const LowRankFactors<S>& a, const LowRankFactors<S>& b) {
-  return same_bits(Matrix<S>(a.A), Matrix<S>(b.A)) && same_bits(a.B, b.B) && a.scale == b.scale;
+  return same_bits(MatrixX<S>(a.A), MatrixX<S>(b.A)) && same_bits(a.B, b.B) && a.scale == b.scale;
 }
 
 template <class S>
@@ -69,20 +69,20 @@ TEMPLATE_TEST_CASE("a stack is an adapter for each slice bit for bit", "", float
     const Stacked<LowRank<S>> stack = stack_of<S>(ranks);
     const Index most = *std::max_element(ranks.begin(), ranks.end());
     CHECK(stack.max_rank() == most);
-    const Matrix<S> x = noise<S>(in, 6, 1), dy = noise<S>(21, 6, 2);
+    const MatrixX<S> x = noise<S>(in, 6, 1), dy = noise<S>(21, 6, 2);
     for (const BatchRanks& batch : {BatchRanks(1), BatchRanks(most), BatchRanks(most, most - 1),
                                     BatchRanks::per_sample({most, most, 1, RankSlice::none(), 2, {3, 2}})}) {
       const auto whole = run(stack, x, dy, batch);
-      Matrix<S> dx = Matrix<S>::Zero(in, 6);
+      MatrixX<S> dx = MatrixX<S>::Zero(in, 6);
       Index begin = 0;
       for (std::size_t i = 0; i < ranks.size(); ++i) {
         const LowRank<S>& slice = stack.slices[i];
         typename LowRank<S>::Cache cache;
         auto gradients = zeros_like(slice);
-        Matrix<S> y = Matrix<S>::Zero(rows[i], 6);
+        MatrixX<S> y = MatrixX<S>::Zero(rows[i], 6);
         slice.add_forward(x, batch.at_most(ranks[i]), cache, y);
         slice.add_backward(x, dy.middleRows(begin, rows[i]), cache, gradients, dx);
-        CHECK(same_bits(Matrix<S>(whole.y.middleRows(begin, rows[i])), y));
+        CHECK(same_bits(MatrixX<S>(whole.y.middleRows(begin, rows[i])), y));
         CHECK(same_bits(values<LowRank<S>>(whole.gradients.slices[i]), values<LowRank<S>>(gradients)));
         CHECK(trained_components<LowRank<S>>(whole.gradients.slices[i]) == trained_components<LowRank<S>>(gradients));
         begin += rows[i];
@@ -98,8 +98,8 @@ TEMPLATE_TEST_CASE("a slice without an adapter is left exactly as it was", "", f
   Stacked<LowRank<S>> stack(in, 21, {.adapters = {{.max_rank = 5}, {.max_rank = 0}, {.max_rank = 5}}}, rng);
   randomize<Stacked<LowRank<S>>>(stack, 2);
   for (Index b = 1; b <= 5; ++b) {
-    const Matrix<S> delta = stack.delta(b), y = run(stack, noise<S>(in, 4, 3), noise<S>(21, 4, 4), b).y;
-    for (const Matrix<S>& result : {delta, y}) {
+    const MatrixX<S> delta = stack.delta(b), y = run(stack, noise<S>(in, 4, 3), noise<S>(21, 4, 4), b).y;
+    for (const MatrixX<S>& result : {delta, y}) {
       CHECK(result.middleRows(7, 7).isZero(0));
       CHECK((result.topRows(7).array() != 0).all());
       CHECK((result.bottomRows(7).array() != 0).all());
@@ -115,8 +115,8 @@ TEST_CASE("every slice of a stack is an adapter of its own by name and is cut by
   truncate_each(stack, {1, 0, 2});
   CHECK(stack.components() == 2);
   CHECK(stack.max_rank() == 5);
-  CHECK(same_bits(Matrix<float>(stack.delta(5).topRows(7)), whole.slices[0].delta(1)));
-  CHECK(same_bits(Matrix<float>(stack.delta(5).bottomRows(8)), whole.slices[2].delta(2)));
+  CHECK(same_bits(MatrixX<float>(stack.delta(5).topRows(7)), whole.slices[0].delta(1)));
+  CHECK(same_bits(MatrixX<float>(stack.delta(5).bottomRows(8)), whole.slices[2].delta(2)));
 }
 
 TEST_CASE("without sizes the slices of a stack are equal and fresh ones are drawn in the order of their rows") {
@@ -125,7 +125,7 @@ TEST_CASE("without sizes the slices of a stack are equal and fresh ones are draw
   const Stacked<LowRank<float>> equal(in, 6, {.adapters = {options, options, options}}, one);
   for (const LowRank<float>& slice : equal.slices) {
     const LowRank<float> alone(in, 2, options, same);
-    CHECK(same_bits(Matrix<float>(slice.A), Matrix<float>(alone.A)));
+    CHECK(same_bits(MatrixX<float>(slice.A), MatrixX<float>(alone.A)));
     CHECK(slice.B.isZero(0));
     CHECK(slice.out_features() == 2);
   }
@@ -142,12 +142,12 @@ TEMPLATE_TEST_CASE("the factors of a stack are its slices as one low-rank produc
   for (Index b = 1; b <= 5; ++b) {
     const LowRankFactors<S> factors = stack.factors(b);
     CHECK(factors.scale == 3.0 / static_cast<double>(b));
-    CHECK(same_bits(Matrix<S>(factors.A.topRows(b)), Matrix<S>(stack.slices[0].A.topRows(b))));
-    CHECK(same_bits(Matrix<S>(factors.A.bottomRows(b)), Matrix<S>(stack.slices[2].A.topRows(b))));
-    CHECK(same_bits(Matrix<S>(factors.B.topLeftCorner(7, b)), Matrix<S>(stack.slices[0].B.leftCols(b))));
-    CHECK(same_bits(Matrix<S>(factors.B.bottomRightCorner(8, b)), Matrix<S>(stack.slices[2].B.leftCols(b))));
+    CHECK(same_bits(MatrixX<S>(factors.A.topRows(b)), MatrixX<S>(stack.slices[0].A.topRows(b))));
+    CHECK(same_bits(MatrixX<S>(factors.A.bottomRows(b)), MatrixX<S>(stack.slices[2].A.topRows(b))));
+    CHECK(same_bits(MatrixX<S>(factors.B.topLeftCorner(7, b)), MatrixX<S>(stack.slices[0].B.leftCols(b))));
+    CHECK(same_bits(MatrixX<S>(factors.B.bottomRightCorner(8, b)), MatrixX<S>(stack.slices[2].B.leftCols(b))));
     CHECK((factors.B.array() == 0).count() == 21 * 2 * b - (7 + 8) * b);
-    Matrix<S> product(21, in);
+    MatrixX<S> product(21, in);
     set_product(product, factors.B, factors.A, static_cast<S>(factors.scale));
     CHECK(gap(in_double(product), in_double(stack.delta(b))) < rounding<S>);
   }
@@ -163,7 +163,7 @@ TEMPLATE_TEST_CASE("slices of different scales have them in the factors of their
     const LowRankFactors<S> factors = stack.factors(b);
     CHECK(factors.scale == (b <= 2 ? 3.0 / static_cast<double>(b) : 1));
     CHECK(factors.A.rows() == b + std::min<Index>(b, 2) + std::min<Index>(b, 3));
-    Matrix<S> product(21, in);
+    MatrixX<S> product(21, in);
     set_product(product, factors.B, factors.A, static_cast<S>(factors.scale));
     CHECK(gap(in_double(product), in_double(stack.delta(b))) < rounding<S>);
   }
@@ -185,7 +185,7 @@ TEMPLATE_TEST_CASE("a stack comes back from its factors at every rank bit for bi
           for (std::size_t i = 0; i < ranks.size(); ++i) {
             const LowRankFactors<S> slice = taken.slices[i].factors(taken.slices[i].max_rank());
             const LowRankFactors<S> before = stack.slices[i].factors(std::min(b, ranks[i]));
-            CHECK(same_bits(Matrix<S>(slice.A), Matrix<S>(before.A)));
+            CHECK(same_bits(MatrixX<S>(slice.A), MatrixX<S>(before.A)));
             if (factors.scale != 1) CHECK(same_factors(slice, before));
           }
         }
@@ -202,9 +202,9 @@ TEMPLATE_TEST_CASE("a pair of factors for the whole weight becomes the same func
   CHECK(ranks_of(stack) == std::vector<Index>{4, 4, 4});
   for (const LowRank<S>& slice : stack.slices) {
     CHECK(slice.options.alpha == 3);
-    CHECK(same_bits(Matrix<S>(slice.A), Matrix<S>(whole.A)));
+    CHECK(same_bits(MatrixX<S>(slice.A), MatrixX<S>(whole.A)));
   }
-  const Matrix<S> x = noise<S>(in, 6, 1), dy = noise<S>(21, 6, 2);
+  const MatrixX<S> x = noise<S>(in, 6, 1), dy = noise<S>(21, 6, 2);
   for (Index b = 1; b <= 4; ++b) {
     CHECK(same_bits(stack.delta(b), whole.delta(b)));
     CHECK(same_bits(run(stack, x, dy, b).y, run(whole, x, dy, b).y));
@@ -220,7 +220,7 @@ TEST_CASE("columns of zeros go back to the slices that they came from") {
       Stacked<LowRank<float>> same = stack_of<float>(ranks);
       same.set_factors(fresh.factors(b));
       for (std::size_t i = 0; i < ranks.size(); ++i)
-        CHECK(same_bits(Matrix<float>(same.slices[i].A), Matrix<float>(fresh.slices[i].A.topRows(std::min(b, ranks[i])))));
+        CHECK(same_bits(MatrixX<float>(same.slices[i].A), MatrixX<float>(fresh.slices[i].A.topRows(std::min(b, ranks[i])))));
     }
   }
   LowRankFactors<float> factors = stack_of<float>({4, 0, 4}).factors(4);
@@ -239,12 +239,12 @@ TEST_CASE("columns of zeros go back to the slices that they came from") {
   untrained.B.col(6).setZero();
   CHECK(ranks_after(stack_of<float>({5, 5, 5}), untrained) == std::vector<Index>{4, 1, 2});
   // And where nothing tells, any slice may have any of them.
-  LowRankFactors<float> nothing{RowMatrix<float>(noise<float>(5, in, 1)), Matrix<float>::Zero(21, 5), 0.2};
+  LowRankFactors<float> nothing{RowMatrix<float>(noise<float>(5, in, 1)), MatrixX<float>::Zero(21, 5), 0.2};
   CHECK(ranks_after(stack_of<float>({2, 0, 2}), nothing) == std::vector<Index>{5, 5, 5});
 }
 
 TEST_CASE("blocks of factors that are not in the order of the slices are taken whole") {
-  LowRankFactors<float> factors{RowMatrix<float>(noise<float>(4, in, 1)), Matrix<float>::Zero(21, 4), 0.25};
+  LowRankFactors<float> factors{RowMatrix<float>(noise<float>(4, in, 1)), MatrixX<float>::Zero(21, 4), 0.25};
   factors.B.block(7, 0, 6, 2) = noise<float>(6, 2, 2);  // of the second slice
   factors.B.block(0, 2, 7, 2) = noise<float>(7, 2, 3);  // and then of the first
   CHECK(ranks_after(stack_of<float>({2, 2, 0}), factors) == std::vector<Index>{4, 4, 4});
@@ -290,8 +290,8 @@ TEST_CASE("a stack refuses slices that do not make up its weight") {
 TEST_CASE("a stack asks all its slices before it adds anything") {
   using Stack = Stacked<LowRank<float>>;
   const Stack stack = stack_of<float>({5, 4, 3});
-  const Matrix<float> x = noise<float>(in, 4, 1), dy = noise<float>(21, 4, 2);
-  Matrix<float> y = Matrix<float>::Zero(21, 4), dx = noise<float>(in, 4, 3);
+  const MatrixX<float> x = noise<float>(in, 4, 1), dy = noise<float>(21, 4, 2);
+  MatrixX<float> y = MatrixX<float>::Zero(21, 4), dx = noise<float>(in, 4, 3);
   Stack::Cache cache, of_lower_rank;
   stack.add_forward(x, 3, cache, y);
   stack.add_forward(x, 2, of_lower_rank, y);
@@ -299,7 +299,7 @@ TEST_CASE("a stack asks all its slices before it adds anything") {
   auto gradients = zeros_like(stack);
   randomize<Stack>(gradients, 4);
   const auto gradients_before = values<Stack>(gradients);
-  const Matrix<float> dx_before = dx;
+  const MatrixX<float> dx_before = dx;
   CHECK_THROWS_SAYING(ShapeError, stack.check_backward(x, dy, cache, gradients, Stack::Workspace()), "LowRank::add_backward", "cached h",
                       "expected 3", "got 2");
   CHECK_THROWS_SAYING(ShapeError, stack.add_backward(x, dy, cache, gradients, dx), "LowRank::add_backward", "cached h", "expected 3",
@@ -312,8 +312,8 @@ TEST_CASE("a stack refuses caches and gradients of another number of slices and 
   const Stacked<LowRank<float>> three = stack_of<float>({5, 2, 3});
   const Stacked<LowRank<float>> two(
       std::vector<LowRank<float>>{make_adapter<LowRank<float>>(in, 10, 5, 1), make_adapter<LowRank<float>>(in, 11, 5, 2)});
-  const Matrix<float> x = noise<float>(in, 4, 1), dy = noise<float>(21, 4, 2);
-  Matrix<float> y = Matrix<float>::Zero(21, 4), dx = Matrix<float>::Zero(in, 4);
+  const MatrixX<float> x = noise<float>(in, 4, 1), dy = noise<float>(21, 4, 2);
+  MatrixX<float> y = MatrixX<float>::Zero(21, 4), dx = MatrixX<float>::Zero(in, 4);
   Stacked<LowRank<float>>::Cache cache;
   two.add_forward(x, 3, cache, y);
   auto gradients = zeros_like(three);

@@ -14,21 +14,21 @@ namespace dylora::test {
 
 namespace {
 
-using Exact = Matrix<double>;
+using Exact = MatrixX<double>;
 
 /// Close to normally distributed, the same on every platform.
-Vector<double> random_direction(Index size, Rng& rng) {
-  Vector<double> v = Vector<double>::Zero(size);
+VectorX<double> random_direction(Index size, Rng& rng) {
+  VectorX<double> v = VectorX<double>::Zero(size);
   for (int i = 0; i < 12; ++i) v += random_uniform<double>(size, 1, 1, rng);
   return v.normalized();
 }
 
 Exact orthogonal(Index rows, Index cols, std::uint64_t seed) { return detail::orthonormal_columns(noise<double>(rows, cols, seed)); }
 
-Vector<double> distinct(Index count) { return Vector<double>::LinSpaced(count, 2, 1); }
+VectorX<double> distinct(Index count) { return VectorX<double>::LinSpaced(count, 2, 1); }
 
 /// A weight with these singular values and random vectors.
-Svd with_values(Index rows, Index cols, const Vector<double>& values, std::uint64_t seed = 1) {
+Svd with_values(Index rows, Index cols, const VectorX<double>& values, std::uint64_t seed = 1) {
   return {orthogonal(rows, values.size(), seed), values, orthogonal(cols, values.size(), seed + 1)};
 }
 
@@ -57,7 +57,7 @@ template <class S>
 Linear<S> tuned_layer(Index in, Index out, Index max_rank, ScaleRule scale = alpha_over_rank) {
   LowRank<S> adapter(noise<S>(max_rank, in, 3), noise<S>(out, max_rank, 4), {.alpha = 1, .scale = scale});
   for (Index i = 0; i < max_rank; ++i) adapter.B.col(i) *= static_cast<S>(std::pow(0.7, static_cast<double>(i)));
-  return {Matrix<S>(noise<S>(out, in, 5)), std::move(adapter)};
+  return {MatrixX<S>(noise<S>(out, in, 5)), std::move(adapter)};
 }
 
 }  // namespace
@@ -133,8 +133,8 @@ TEST_CASE("oracle of intruder dimensions: a random direction resembles one of a 
     const BaseSpectrum base(product_of(with_values(d, d, distinct(d))));
     double sum = 0, intruders = 0;
     for (int i = 0; i < trials; ++i) {
-      const Vector<double> u = random_direction(d, rng);
-      const Intruders found = base.intruders_among({u, Vector<double>::Ones(1), Exact::Identity(d, 1)}, {});
+      const VectorX<double> u = random_direction(d, rng);
+      const Intruders found = base.intruders_among({u, VectorX<double>::Ones(1), Exact::Identity(d, 1)}, {});
       sum += found.directions.at(0).cosine / trials;
       intruders += static_cast<double>(found.count) / trials;
     }
@@ -146,7 +146,7 @@ TEST_CASE("oracle of intruder dimensions: a random direction resembles one of a 
 
 TEST_CASE("oracle of intruder dimensions: equal singular values make false ones and a window makes none of them") {
   // Eight clusters of 32 equal values: a small change turns the vectors of each by any angle.
-  Vector<double> values(256);
+  VectorX<double> values(256);
   for (Index i = 0; i < 256; ++i) values[i] = std::pow(2.0, -static_cast<double>(i / 32));
   const Svd weight = with_values(256, 256, values);
   const Exact W0 = product_of(weight), W1 = W0 + 1e-6 * noise<double>(256, 256, 7);
@@ -173,7 +173,7 @@ TEST_CASE("a window too small to hold two values compares one by one") {
 TEST_CASE("a window is the largest projection onto the base vectors near one singular value") {
   const Svd weight = with_values(20, 20, distinct(20));
   const BaseSpectrum base(product_of(weight));
-  const Vector<double>& sigma = base.singular_values();
+  const VectorX<double>& sigma = base.singular_values();
   const Exact W = noise<double>(20, 20, 9);
   for (const double window : {0.06, 0.2}) {
     const Intruders got = base.intruders(W, {.top = 5, .window = window});
@@ -195,7 +195,7 @@ TEST_CASE("a window is the largest projection onto the base vectors near one sin
 TEST_CASE("the null space of a base is no place where windows find a new direction") {
   const Svd weight = with_values(64, 64, distinct(20));  // rank 20
   const Exact W0 = product_of(weight);
-  const Vector<double> other = noise<double>(64, 1, 8), outside = (other - weight.U * (weight.U.transpose() * other)).normalized();
+  const VectorX<double> other = noise<double>(64, 1, 8), outside = (other - weight.U * (weight.U.transpose() * other)).normalized();
   const Intruders found = BaseSpectrum(W0).intruders(W0 + 9 * outside * weight.V.col(0).transpose(), {.window = 0.01});
   CHECK(found.count == 1);
   CHECK(found.directions[0].cosine < 0.3);
@@ -230,15 +230,15 @@ TEST_CASE("the randomised method finds what the exact one does") {
 }
 
 TEST_CASE("a large weight is decomposed at random, and exactly where that does not converge") {
-  Vector<double> values = Vector<double>::Constant(520, 0.2);
-  values.head(30) = Vector<double>::LinSpaced(30, 3, 1);
+  VectorX<double> values = VectorX<double>::Constant(520, 0.2);
+  values.head(30) = VectorX<double>::LinSpaced(30, 3, 1);
   const Svd weight = with_values(520, 520, values);
   const BaseSpectrum base(product_of(weight));
   const Exact W = with_intruder(weight, 5);
   CHECK(base.intruders(W) == base.intruders(W, {.method = SvdMethod::randomized}));
   CHECK(base.intruders(W).residual > 0);
 
-  const Exact slow = product_of(with_values(520, 520, Vector<double>::LinSpaced(520, 1.01, 1)));
+  const Exact slow = product_of(with_values(520, 520, VectorX<double>::LinSpaced(520, 1.01, 1)));
   CHECK(base.intruders(slow, {.method = SvdMethod::randomized}).residual > 1e-6);
   CHECK(base.intruders(slow).residual == 0);
 }
@@ -278,7 +278,7 @@ TEST_CASE("a model is looked at layer by layer, each at its own ranks") {
   using Frozen = FrozenLinear<float>;
   using Model = Attention<float, Linear<float>, Frozen, Linear<float>>;
   const Model model{tuned_layer<float>(64, 72, 4),
-                    Frozen(Matrix<float>(noise<float>(72, 64, 6))),
+                    Frozen(MatrixX<float>(noise<float>(72, 64, 6))),
                     tuned_layer<float>(64, 72, 2),
                     Linear<float>(tuned_layer<float>(72, 64, 3)),
                     {.heads = 4}};

@@ -13,7 +13,7 @@ namespace dylora::test {
 
 namespace {
 
-using Exact = Matrix<double>;
+using Exact = MatrixX<double>;
 
 /// A weight with distinct singular values from 2 to 1, and its tuned version with one intruder.
 struct Tuned {
@@ -23,7 +23,7 @@ struct Tuned {
 Tuned tuned(Index rows, Index cols, double size) {
   const Index k = std::min(rows, cols);
   const Exact U = detail::orthonormal_columns(noise<double>(rows, k, 1)), V = detail::orthonormal_columns(noise<double>(cols, k, 2));
-  const Exact W0 = U * Vector<double>::LinSpaced(k, 2, 1).asDiagonal() * V.transpose();
+  const Exact W0 = U * VectorX<double>::LinSpaced(k, 2, 1).asDiagonal() * V.transpose();
   return {W0, W0 + size * U.rowwise().sum().normalized() * V.rowwise().sum().normalized().transpose()};
 }
 
@@ -36,7 +36,7 @@ TEST_CASE("an intruder's singular value is multiplied by the factor and everythi
     const Svd before = thin_svd(weights.W1);
     for (const double factor : {0.75, 0.9, 1.0}) {
       const Exact reduced = reduce_intruders(base, weights.W1, factor);
-      Vector<double> expected = before.singular_values;
+      VectorX<double> expected = before.singular_values;
       expected[0] *= factor;
       CHECK(gap(before.U.transpose() * reduced * before.V, Exact(expected.asDiagonal())) < 1e-13);
     }
@@ -55,14 +55,14 @@ TEST_CASE("oracle of intruder dimensions: without intruders a reduction changes 
 TEST_CASE("every direction is an intruder above a threshold of 1 and removing all removes the top of the weight") {
   const Tuned weights = tuned(40, 30, 5);
   const Exact reduced = reduce_intruders(BaseSpectrum(weights.W0), weights.W1, 0, {.top = 7, .threshold = 2});
-  const Vector<double> before = thin_svd(weights.W1).singular_values, after = thin_svd(reduced).singular_values;
+  const VectorX<double> before = thin_svd(weights.W1).singular_values, after = thin_svd(reduced).singular_values;
   CHECK(gap(after.head(23), before.tail(23)) < 1e-13);
   CHECK(after.tail(7).maxCoeff() < 1e-13);
 }
 
 TEST_CASE("a change of a weight becomes the nearest adapter of a rank, and so does every prefix of it") {
   const Exact delta = noise<double>(20, 14, 3);
-  const Vector<double> sigma = thin_svd(delta).singular_values;
+  const VectorX<double> sigma = thin_svd(delta).singular_values;
   const double scale = 0.5;
   for (const Index rank : {1, 5, 14}) {
     const TruncatedFactors truncated = truncated_factors(delta, rank, scale);
@@ -73,7 +73,7 @@ TEST_CASE("a change of a weight becomes the nearest adapter of a rank, and so do
       CHECK((delta - product).norm() == Approx(sigma.tail(14 - b).norm()).epsilon(1e-10).margin(1e-12));
     }
     CHECK(truncated.lost == Approx(sigma.tail(14 - rank).norm() / sigma.norm()).epsilon(1e-12).margin(1e-14));
-    const Vector<double> A = truncated.factors.A.rowwise().norm(), B = truncated.factors.B.colwise().norm();
+    const VectorX<double> A = truncated.factors.A.rowwise().norm(), B = truncated.factors.B.colwise().norm();
     CHECK(gap(A, B) < 1e-12);  // the square root of each singular value on either side
   }
   CHECK(truncated_factors(Exact::Zero(3, 4), 2, 1).lost == 0);

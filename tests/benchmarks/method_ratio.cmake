@@ -6,7 +6,7 @@ if(case STREQUAL report)
   expect(0 "quartiles" --quick --json ${folder}/report.json)
   read_rows(${folder}/report.json rows)
   expect_rows("${rows}" "DoRA, over Linear" "DoRA, exact, over Linear" "MultiLoRA of 3, over Linear of rank 24" "MultiLoRA of 3, over Linear"
-              "NOLA of 64 bases, over Linear" "NOLA of 512 bases, over Linear" "Initialized, over Linear" "Chain of 2, over Linear"
+              "NOLA of 64 bases, over Linear" "NOLA of 512 bases, over Linear" "OffsetLowRank, over Linear" "Chain of 2, over Linear"
               "Proportional, over Linear" "Flow of 2, over Linear" "ResLoRA of 4 links, over 4 Linears"
               "NOLA's bytes, 1024 bases over 16" "NOLA's peak memory, 1024 bases over 16")
   # Memory, unlike time, is the same on every machine.

@@ -22,7 +22,7 @@ struct Leaf {
     Gradient<RowMatrix<float>> A;
   };
   RowMatrix<float> A = RowMatrix<float>::Ones(2, 3);
-  Matrix<float> frozen = Matrix<float>::Ones(4, 1);
+  MatrixX<float> frozen = MatrixX<float>::Ones(4, 1);
   std::uint64_t seed = 7;
 
   static void members(const auto& f, auto&... t) {

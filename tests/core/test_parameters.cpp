@@ -86,7 +86,7 @@ TEST_CASE("gradients of workers add up and so do the components that they traine
   randomize<L>(layer, 9);
   auto sum = gradients_at(layer, {2, 1}, 1);
   const auto other = gradients_at(layer, {5, 4}, 3);
-  const Vector<double> expected = values<L>(sum) + values<L>(other);
+  const VectorX<double> expected = values<L>(sum) + values<L>(other);
   accumulate_gradients(layer, sum, other);
   CHECK(same_bits(values<L>(sum), expected));
   CHECK(trained_components<L>(sum) == std::vector<std::string>{"01001", "01001"});
@@ -137,7 +137,7 @@ TEST_CASE("the norm of float gradients is summed in double") {
 TEST_CASE("a snapshot gives the parameters back, and is refused whole where it does not fit") {
   auto layer = MakeLayer<Linear<float>>::make(6, 4, false, 3, 1);
   randomize<Linear<float>>(layer, 2);
-  const Vector<float> before = values<Linear<float>>(layer);
+  const VectorX<float> before = values<Linear<float>>(layer);
   Linear<float>::Gradients snapshot;
   take_snapshot(layer, snapshot);
   randomize<Linear<float>>(layer, 3);
@@ -145,7 +145,7 @@ TEST_CASE("a snapshot gives the parameters back, and is refused whole where it d
   CHECK(same_bits(values<Linear<float>>(layer), before));
 
   auto other = MakeLayer<Linear<float>>::make(6, 5, false, 3, 1);  // A fits, B does not
-  const Vector<float> kept = values<Linear<float>>(other);
+  const VectorX<float> kept = values<Linear<float>>(other);
   CHECK_THROWS_SAYING(ShapeError, restore_snapshot(other, snapshot), "snapshot of lora_B", "expected 5 × 3", "got 4 × 3");
   CHECK(same_bits(values<Linear<float>>(other), kept));
   auto sum = zeros_like(other), wrong = sum;

@@ -45,7 +45,7 @@ TEST_CASE("integers below a count cover it evenly") {
 
 TEST_CASE("a random matrix is drawn in storage order and lies within its bound") {
   Rng a(3), b(3), c(3);
-  const Matrix<double> by_columns = random_uniform<double>(4, 3, 0.5, a);
+  const MatrixX<double> by_columns = random_uniform<double>(4, 3, 0.5, a);
   const RowMatrix<double> by_rows = random_uniform<double, RowMatrix<double>>(4, 3, 0.5, b);
   for (Index i = 0; i < 12; ++i) {
     const double expected = 0.5 * (2 * c.uniform() - 1);
@@ -56,7 +56,7 @@ TEST_CASE("a random matrix is drawn in storage order and lies within its bound")
 }
 
 TEST_CASE("a float matrix is the rounded double matrix") {
-  const Matrix<float> rounded = noise<double>(5, 5, 1).cast<float>();
+  const MatrixX<float> rounded = noise<double>(5, 5, 1).cast<float>();
   CHECK(same_bits(noise<float>(5, 5, 1), rounded));
 }
 

@@ -30,7 +30,7 @@ class File {
     if (!stream) throw std::runtime_error("golden: cannot open " DYLORA_GOLDEN_DIR "/" + file);
     std::string name;
     for (Index rows, cols; stream >> name >> rows >> cols;) {
-      Matrix<double> tensor(rows, cols);
+      MatrixX<double> tensor(rows, cols);
       for (Index i = 0; i < rows; ++i) {
         for (Index j = 0; j < cols; ++j) stream >> tensor(i, j);
       }
@@ -41,14 +41,14 @@ class File {
   }
 
   /// Throws std::runtime_error if there is no such tensor.
-  const Matrix<double>& operator[](const std::string& name) const {
+  const MatrixX<double>& operator[](const std::string& name) const {
     const auto found = tensors_.find(name);
     if (found == tensors_.end()) throw std::runtime_error("golden: " + file_ + " has no '" + name + "'");
     return found->second;
   }
 
   template <class S>
-  Matrix<S> matrix(const std::string& name) const {
+  MatrixX<S> matrix(const std::string& name) const {
     return (*this)[name].cast<S>();
   }
 
@@ -66,7 +66,7 @@ class File {
 
  private:
   std::string file_;
-  std::map<std::string, Matrix<double>> tensors_;
+  std::map<std::string, MatrixX<double>> tensors_;
 };
 
 template <std::floating_point S>
@@ -75,8 +75,8 @@ inline constexpr double tolerance = std::same_as<S, float> ? 1e-5 : 1e-10;
 /// The largest difference between two tensors of one shape, relative to the largest golden element. What is exactly zero in PyTorch, such
 /// as the gradient of a component that took no part, must be exactly zero here.
 template <class M>
-double error(const Eigen::MatrixBase<M>& got, const Matrix<double>& expected) {
-  const Matrix<double> values = got.template cast<double>();
+double error(const Eigen::MatrixBase<M>& got, const MatrixX<double>& expected) {
+  const MatrixX<double> values = got.template cast<double>();
   if (!values.allFinite() || (expected.array() == 0 && values.array() != 0).any()) return std::numeric_limits<double>::infinity();
   return (values - expected).isZero(0) ? 0 : (values - expected).cwiseAbs().maxCoeff() / expected.cwiseAbs().maxCoeff();
 }
@@ -84,7 +84,7 @@ double error(const Eigen::MatrixBase<M>& got, const Matrix<double>& expected) {
 template <class M>
 void check(const Eigen::MatrixBase<M>& got, const File& file, const std::string& name) {
   INFO(name);
-  const Matrix<double>& expected = file[name];
+  const MatrixX<double>& expected = file[name];
   REQUIRE(got.rows() == expected.rows());
   REQUIRE(got.cols() == expected.cols());
   CHECK(error(got, expected) <= tolerance<typename M::Scalar>);

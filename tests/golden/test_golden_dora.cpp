@@ -49,7 +49,7 @@ TEMPLATE_TEST_CASE("the mask of the golden numbers is the one that its seed give
   const golden::File file("dora.txt");
   Rng rng(static_cast<std::uint64_t>(file.number("seed")));
   DropoutMask<S> mask;
-  REQUIRE(mask.draw(Matrix<S>::Ones(5, 4), file.number("dropout"), rng));
+  REQUIRE(mask.draw(MatrixX<S>::Ones(5, 4), file.number("dropout"), rng));
   CHECK(mask.x() == file.matrix<S>("mask"));
   CHECK((mask.x().array() == 0).any());
 }

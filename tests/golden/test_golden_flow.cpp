@@ -30,7 +30,7 @@ TEMPLATE_TEST_CASE("two projections under one LoRA-Flow gate compute what PyTorc
   const golden::File file("flow.txt");
   const auto q = projection<S>(file, "q"), v = projection<S>(file, "v");
   const FlowGate<S> gate(file.matrix<S>("gate/weight"), file.matrix<S>("gate/bias"));
-  const Matrix<S> h = file.matrix<S>("h"), x = file.matrix<S>("x"), dy_q = file.matrix<S>("dy_q"), dy_v = file.matrix<S>("dy_v");
+  const MatrixX<S> h = file.matrix<S>("h"), x = file.matrix<S>("x"), dy_q = file.matrix<S>("dy_q"), dy_v = file.matrix<S>("dy_v");
   const auto none = RankSlice::none();
   const std::vector<std::pair<std::string, BatchRanks>> cases{
       {"1", 1}, {"2", 2}, {"3", 3}, {"4", 4}, {"mixed", BatchRanks::per_sample({4, 4, 1, none, none, 3, 3})}};
@@ -44,7 +44,7 @@ TEMPLATE_TEST_CASE("two projections under one LoRA-Flow gate compute what PyTorc
   for (const auto& [name, ranks] : cases) {
     gate.forward(h, ranks, gate_cache);
     q_cache.adapter.weights = v_cache.adapter.weights = &gate_cache.weights;
-    Matrix<S> y_q(q.out_features(), x.cols()), y_v(v.out_features(), x.cols());
+    MatrixX<S> y_q(q.out_features(), x.cols()), y_v(v.out_features(), x.cols());
     q.apply(x, ranks, q_cache, y_q);
     v.apply(x, ranks, v_cache, y_v);
     golden::check(y_q, file, name + "/y_q");
@@ -53,7 +53,7 @@ TEMPLATE_TEST_CASE("two projections under one LoRA-Flow gate compute what PyTorc
     set_zero(gate, gate_gradients);
     d_weights.resize(gate.adapters(), x.cols()).setZero();
     q_workspace.adapter.d_weights = v_workspace.adapter.d_weights = &d_weights;
-    Matrix<S> dx(x.rows(), x.cols()), dh = Matrix<S>::Zero(h.rows(), h.cols());
+    MatrixX<S> dx(x.rows(), x.cols()), dh = MatrixX<S>::Zero(h.rows(), h.cols());
     q.set_backward(x, dy_q, q_cache, q_gradients, q_workspace, dx);
     v.add_backward(x, dy_v, v_cache, v_gradients, v_workspace, dx);
     gate.add_backward(h, d_weights.view(), gate_cache, gate_gradients, dh);

@@ -8,7 +8,7 @@ namespace {
 /// A parameter, or its gradient, in PyTorch's orientation: its embeddings and its head have a row per token, ours a column.
 const auto stored = [](Parameter parameter, const auto& m) {
   const bool per_token = parameter.name == "wte.weight" || parameter.name == "wpe.weight" || parameter.name == "lm_head.weight";
-  using Stored = Matrix<typename std::decay_t<decltype(m)>::Scalar>;
+  using Stored = MatrixX<typename std::decay_t<decltype(m)>::Scalar>;
   return per_token ? Stored(m.transpose()) : Stored(m);
 };
 
@@ -56,7 +56,7 @@ void check_model(const T& model, RankSlice rank, const golden::File& batch, cons
   typename T::Workspace workspace;
   auto gradients = zeros_like(model);
   model.forward(batch.integers("tokens"), Sequences(batch.integers("lengths")), rank, cache);
-  const Matrix<S> logits = cache.logits.view();
+  const MatrixX<S> logits = cache.logits.view();
   golden::check(logits, file, at_rank + "/logits");
   const auto loss = cross_entropy(logits, batch.integers("targets"));
   golden::check_number<S>(loss.value, file, at_rank + "/loss");
@@ -100,7 +100,7 @@ TEMPLATE_TEST_CASE("The GPT generates token by token what PyTorch computes at on
   read_parameters(file, model);
   const auto tokens = file.integers("tokens");
   std::vector<KeyValueCache<S>> past;
-  Matrix<S> logits(11, 8);
+  MatrixX<S> logits(11, 8);
   for (Index i = 0; i < 8; ++i) logits.col(i) = model.extend({&tokens[static_cast<std::size_t>(i)], 1}, 2, past);
   CHECK(golden::error(logits, file["tied/all/2/logits"].leftCols(8)) <= golden::tolerance<S>);
 }

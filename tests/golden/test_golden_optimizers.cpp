@@ -11,7 +11,7 @@ void check_training(const golden::File& file, const std::string& name, Optimizer
   const auto micro_batches = file.matrix<Index>(schedule + "/micro_batches");  // each row: the step, and its RankSlice
   auto gradients = zeros_like(layer);
   typename Linear<S>::Cache cache;
-  Matrix<S> dy(target.rows(), target.cols());
+  MatrixX<S> dy(target.rows(), target.cols());
   for (Index row = 0; row < micro_batches.rows();) {
     const Index step = micro_batches(row, 0), size = (micro_batches.col(0).array() == step).count();
     set_zero(layer, gradients);
@@ -63,7 +63,7 @@ TEMPLATE_TEST_CASE("Gradients are clipped as PyTorch clips them, also where the 
   const golden::File file("optimizers.txt");
   const auto gradient = file.matrix<S>("clip/gradient");
   for (const std::string norm : {"above", "at", "below"}) {
-    LowRank<S> adapter(RowMatrix<S>::Zero(gradient.rows(), gradient.cols()), Matrix<S>::Zero(3, gradient.rows()), {});
+    LowRank<S> adapter(RowMatrix<S>::Zero(gradient.rows(), gradient.cols()), MatrixX<S>::Zero(3, gradient.rows()), {});
     auto gradients = zeros_like(adapter);
     gradients.A = gradient;
     gradients.A.components.insert(adapter.max_rank());

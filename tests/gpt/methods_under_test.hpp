@@ -150,7 +150,7 @@ inline text::Batch some_batch(const std::vector<Index>& lengths, std::uint64_t s
 }
 
 template <class Model>
-Matrix<double> logits(const Model& model, const text::Batch& batch, const BatchRanks& ranks) {
+MatrixX<double> logits(const Model& model, const text::Batch& batch, const BatchRanks& ranks) {
   typename Model::Cache cache;
   model.forward(batch.tokens, batch.sequences, ranks, cache);
   return cache.logits.view();

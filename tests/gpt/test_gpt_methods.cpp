@@ -27,11 +27,11 @@ std::vector<RankGroup> mixed(RankSlice first, RankSlice second) {
 
 /// Loss, logits' gradient and gradients of a forward and a backward into cleared gradients.
 template <class Model>
-Vector<double> step(const Model& model, const text::Batch& of, RankSlice rank, typename Model::Cache& cache,
+VectorX<double> step(const Model& model, const text::Batch& of, RankSlice rank, typename Model::Cache& cache,
                     typename Model::Gradients& gradients, typename Model::Workspace& workspace) {
   set_zero(model, gradients);
   const double loss = text::loss_and_gradients(model, of, rank, 1, cache, gradients, workspace);
-  return joined<double>({Vector<double>::Constant(1, loss), cache.logits.view().reshaped(), values<Model>(gradients)});
+  return joined<double>({VectorX<double>::Constant(1, loss), cache.logits.view().reshaped(), values<Model>(gradients)});
 }
 
 /// What continue_text is to write, each token from a forward of all that it may see.
@@ -41,9 +41,9 @@ std::vector<Index> continue_by_forward(const Model& model, std::vector<Index> se
   std::vector<Index> written;
   for (Index i = 0; i < length; ++i) {
     if (static_cast<Index>(seen.size()) > context) seen.erase(seen.begin(), seen.end() - context / 2);
-    const Matrix<double> all = logits(model, {seen, {}, Sequences({static_cast<Index>(seen.size())})}, rank);
-    const Vector<double> last = all.rightCols(1);
-    const Vector<double> chances = ((last.array() - last.maxCoeff()) / temperature).exp();
+    const MatrixX<double> all = logits(model, {seen, {}, Sequences({static_cast<Index>(seen.size())})}, rank);
+    const VectorX<double> last = all.rightCols(1);
+    const VectorX<double> chances = ((last.array() - last.maxCoeff()) / temperature).exp();
     const double place = rng.uniform() * chances.sum();
     Index token = 0;
     for (double sum = chances[0]; sum <= place && token + 1 < vocabulary; sum += chances[token]) ++token;
@@ -139,7 +139,7 @@ TEMPLATE_LIST_TEST_CASE("a GPT's step has the same bits in a cache, gradients an
   typename Model::Cache cache;
   typename Model::Workspace workspace;
   auto gradients = zeros_like(model);
-  const Vector<double> first = step(model, batch, 2, cache, gradients, workspace);
+  const VectorX<double> first = step(model, batch, 2, cache, gradients, workspace);
   REQUIRE(first.allFinite());
   CHECK(same_bits(step(model, batch, 2, cache, gradients, workspace), first));
   CHECK_FALSE(same_bits(step(model, other_batch, 3, cache, gradients, workspace), first));
@@ -152,15 +152,15 @@ TEMPLATE_LIST_TEST_CASE("a copy of a GPT's cache is a cache of its own", "", Met
   typename Model::Cache fresh, fresh_too;
   typename Model::Workspace workspace;
   auto gradients = zeros_like(model);
-  const Vector<double> first = step(model, batch, 2, fresh, gradients, workspace);
-  const Vector<double> second = step(model, other_batch, 3, fresh_too, gradients, workspace);
-  const Vector<double> of_first = first.tail(parameter_count(model));
+  const VectorX<double> first = step(model, batch, 2, fresh, gradients, workspace);
+  const VectorX<double> second = step(model, other_batch, 3, fresh_too, gradients, workspace);
+  const VectorX<double> of_first = first.tail(parameter_count(model));
 
   auto original = std::make_unique<typename Model::Cache>();
   model.forward(batch.tokens, batch.sequences, 2, *original);
   typename Model::Cache copy = *original;
   CHECK(same_bits(step(model, other_batch, 3, *original, gradients, workspace), second));
-  Matrix<double> d_logits = copy.logits.view();
+  MatrixX<double> d_logits = copy.logits.view();
   cross_entropy<double>(d_logits, batch.targets, d_logits);
   set_zero(model, gradients);
   model.backward(d_logits, copy, gradients, workspace);
@@ -176,11 +176,11 @@ TEMPLATE_LIST_TEST_CASE("a copy of a GPT's cache is a cache of its own", "", Met
 TEMPLATE_LIST_TEST_CASE("a GPT without its adapters is its base bit for bit, by every method", "", Methods) {
   for (const bool tied : {true, false}) {
     const auto model = trained<TestType>(tied);
-    const Matrix<double> expected = logits(base_gpt(tied), batch, RankSlice::none());
+    const MatrixX<double> expected = logits(base_gpt(tied), batch, RankSlice::none());
     CHECK(same_bits(logits(model, batch, RankSlice::none()), expected));
     for (const Index rank : {1, 2, 3}) CHECK(gap(logits(model, batch, rank), expected) > 1e-3);
-    const Matrix<double> half = logits(model, batch, BatchRanks::per_sequence(batch.sequences, {RankSlice::none(), 3}));
-    CHECK(same_bits(Matrix<double>(half.leftCols(8)), Matrix<double>(expected.leftCols(8))));
+    const MatrixX<double> half = logits(model, batch, BatchRanks::per_sequence(batch.sequences, {RankSlice::none(), 3}));
+    CHECK(same_bits(MatrixX<double>(half.leftCols(8)), MatrixX<double>(expected.leftCols(8))));
     CHECK_FALSE(same_bits(half, expected));
   }
 }

@@ -32,7 +32,7 @@ template <class S>
 struct Batch {
   Sequences sequences{{17, 3, 48, 1, 30, 22}};
   std::vector<Index> tokens = words(sequences.tokens());
-  Matrix<S> d_logits = noise<S>(vocabulary, sequences.tokens(), 7);
+  MatrixX<S> d_logits = noise<S>(vocabulary, sequences.tokens(), 7);
 
   static std::vector<Index> words(Index count) {
     std::vector<Index> result;
@@ -49,7 +49,7 @@ struct Batch {
 
 template <class S>
 struct Outcome {
-  Vector<S> numbers;  // logits and gradients
+  VectorX<S> numbers;  // logits and gradients
   std::vector<std::string> trained;
 };
 
@@ -67,7 +67,7 @@ Outcome<S> together(const gpt::Gpt<S>& model, const Batch<S>& batch, const std::
 /// Run by run of sequences at one rank, into the same gradients.
 template <class S>
 Outcome<S> apart(const gpt::Gpt<S>& model, const Batch<S>& batch, const std::vector<RankSlice>& ranks) {
-  Matrix<S> logits(vocabulary, batch.sequences.tokens());
+  MatrixX<S> logits(vocabulary, batch.sequences.tokens());
   auto gradients = zeros_like(model);
   for (std::size_t first = 0, end = 0; first < ranks.size(); first = end) {
     std::vector<Index> lengths;
@@ -121,13 +121,13 @@ TEMPLATE_TEST_CASE("a sequence's logits in a GPT's batch are those at its rank a
       const Index begin = batch.sequences.begin(s), n = batch.sequences.length(s);
       model.forward(std::span(batch.tokens).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(n)), Sequences({n}),
                     ranks[static_cast<std::size_t>(s)], alone);
-      CHECK(same_bits(Matrix<S>(cache.logits.view().middleCols(begin, n)), Matrix<S>(alone.logits.view())));
+      CHECK(same_bits(MatrixX<S>(cache.logits.view().middleCols(begin, n)), MatrixX<S>(alone.logits.view())));
     }
   }
   // The ranks do make a difference: these are not all one model.
   const auto logits_at = [&](RankSlice rank) {
     model.forward(batch.tokens, batch.sequences, rank, alone);
-    return Matrix<S>(alone.logits.view());
+    return MatrixX<S>(alone.logits.view());
   };
   for (const RankSlice rank : {RankSlice::none(), RankSlice{1}, RankSlice{4}}) CHECK_FALSE(same_bits(logits_at(rank), logits_at(6)));
 }
@@ -139,20 +139,20 @@ TEMPLATE_TEST_CASE("a GPT generates at ranks that change what it computes at onc
   const std::vector<RankSlice> change{6, 6, 2, RankSlice::none(), 1};
   std::vector<RankSlice> ranks;
   std::vector<KeyValueCache<S>> past;
-  Matrix<S> logits(vocabulary, context);
+  MatrixX<S> logits(vocabulary, context);
   for (Index i = 0; i < context; ++i) {
     ranks.push_back(change[static_cast<std::size_t>(i) % change.size()]);
     logits.col(i) = model.extend(std::span(tokens).subspan(static_cast<std::size_t>(i), 1), ranks.back(), past);
   }
   typename gpt::Gpt<S>::Cache cache;
   model.forward(tokens, Sequences({context}), BatchRanks::per_sample(ranks), cache);
-  CHECK(same_bits(Matrix<S>(cache.logits.view()), logits));
+  CHECK(same_bits(MatrixX<S>(cache.logits.view()), logits));
 }
 
 TEST_CASE("a GPT whose adapters are of different largest ranks takes the largest of them") {
   gpt::Gpt<double> model = adapted_gpt<double>();
   LowRank<double>& small = model.blocks[1].fc.adapter;
-  small = LowRank<double>(RowMatrix<double>(small.A.topRows(2)), Matrix<double>(small.B.leftCols(2)), small.options);
+  small = LowRank<double>(RowMatrix<double>(small.A.topRows(2)), MatrixX<double>(small.B.leftCols(2)), small.options);
   CHECK(model.max_rank() == 6);
   gpt::Gpt<double> cut = adapted_gpt<double>();
   truncate_each(cut, {6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 2, 6});

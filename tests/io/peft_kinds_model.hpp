@@ -47,19 +47,19 @@ struct KindsModel {
       : wte(noise<S>(6, 9, 11), options, rng),
         conv(noise<S>(6, 12, 12), {.in_channels = 2, .image = {3, 4}, .kernel = {2, 3}, .padding = {1, 0}}, options, rng),
         grouped(noise<S>(10, 8, 13), {.in_channels = 4, .image = {3, 3}, .kernel = {2, 2}, .stride = {2, 1}, .groups = 2}, options, rng),
-        fc(Matrix<S>(noise<S>(6, 7, 14)), options, rng) {}
+        fc(MatrixX<S>(noise<S>(6, 7, 14)), options, rng) {}
 };
 
 /// What each part makes of one batch at a rank, below each other.
 template <class S>
-Matrix<S> outputs(const KindsModel<S>& model, Index rank) {
+MatrixX<S> outputs(const KindsModel<S>& model, Index rank) {
   const auto at = [&](const auto& part) { return slice(std::min(rank, part.max_rank())); };
   const std::vector<Index> ids{3, 0, 8};
-  const Matrix<S> embedded = model.wte.forward(ids, at(model.wte));
-  const Matrix<S> convolved = model.conv.forward(noise<S>(model.conv.in_features(), 3, 5), at(model.conv));
-  const Matrix<S> grouped = model.grouped.forward(noise<S>(model.grouped.in_features(), 3, 6), at(model.grouped));
-  const Matrix<S> mapped = model.fc.forward(noise<S>(7, 3, 7), at(model.fc));
-  Matrix<S> all(embedded.rows() + convolved.rows() + grouped.rows() + mapped.rows(), 3);
+  const MatrixX<S> embedded = model.wte.forward(ids, at(model.wte));
+  const MatrixX<S> convolved = model.conv.forward(noise<S>(model.conv.in_features(), 3, 5), at(model.conv));
+  const MatrixX<S> grouped = model.grouped.forward(noise<S>(model.grouped.in_features(), 3, 6), at(model.grouped));
+  const MatrixX<S> mapped = model.fc.forward(noise<S>(7, 3, 7), at(model.fc));
+  MatrixX<S> all(embedded.rows() + convolved.rows() + grouped.rows() + mapped.rows(), 3);
   all << embedded, convolved, grouped, mapped;
   return all;
 }
@@ -90,14 +90,14 @@ struct DoraModel {
 
  private:
   DoraModel(LowRankOptions options, Rng rng)
-      : q(Matrix<S>(noise<S>(6, 7, 15)), {.adapter = options}, rng), v(Matrix<S>(noise<S>(5, 7, 16)), {.adapter = options}, rng) {}
+      : q(MatrixX<S>(noise<S>(6, 7, 15)), {.adapter = options}, rng), v(MatrixX<S>(noise<S>(5, 7, 16)), {.adapter = options}, rng) {}
 };
 
 template <class S>
-Matrix<S> outputs(const DoraModel<S>& model, Index rank) {
-  const Matrix<S> x = noise<S>(7, 3, 7);
+MatrixX<S> outputs(const DoraModel<S>& model, Index rank) {
+  const MatrixX<S> x = noise<S>(7, 3, 7);
   const auto at = [&](const auto& part) { return slice(std::min(rank, part.max_rank())); };
-  Matrix<S> all(11, 3);
+  MatrixX<S> all(11, 3);
   all << model.q.forward(x, at(model.q)), model.v.forward(x, at(model.v));
   return all;
 }

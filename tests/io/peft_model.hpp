@@ -44,7 +44,7 @@ struct PeftBlock {
   }
 
  private:
-  static Matrix<S> weight(Rng& rng) { return random_uniform<S>(peft_out, peft_in, 1, rng); }
+  static MatrixX<S> weight(Rng& rng) { return random_uniform<S>(peft_out, peft_in, 1, rng); }
   static LowRankOptions with_rank(LowRankOptions options, Index max_rank) {
     options.max_rank = std::min(options.max_rank, max_rank);
     return options;
@@ -75,7 +75,7 @@ struct PeftModel {
  private:
   PeftModel(LowRankOptions options, Rng rng)
       : h{PeftBlock<S>(options, rng), PeftBlock<S>(options, rng)},
-        head(Matrix<S>(random_uniform<S>(peft_out, peft_in, 1, rng)), options, rng) {}
+        head(MatrixX<S>(random_uniform<S>(peft_out, peft_in, 1, rng)), options, rng) {}
 };
 
 /// All of the first `rank` components, of which there may be none.
@@ -85,8 +85,8 @@ inline RankSlice slice(Index rank) { return rank > 0 ? RankSlice(rank) : RankSli
 template <class T>
 auto layer_outputs(const T& model, Index rank) {
   using S = typename T::Scalar;
-  const Matrix<S> x = noise<S>(peft_in, 3, 9);
-  Matrix<S> outputs(peft_out, 0);
+  const MatrixX<S> x = noise<S>(peft_in, 3, 9);
+  MatrixX<S> outputs(peft_out, 0);
   for_each_layer(model, [&](std::string_view, const auto& layer) {
     outputs.conservativeResize(peft_out, outputs.cols() + 3);
     outputs.rightCols(3) = layer.forward(x, slice(std::min(rank, layer.max_rank())));

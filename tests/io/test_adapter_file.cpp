@@ -82,13 +82,13 @@ LoadReport load(Shelf shelf, Model& model, bool strict = true) {
 
 Model attention(LowRankOptions options, std::uint64_t seed) {
   Rng rng(seed);
-  const auto projection = [&] { return Linear<float>(Matrix<float>(noise<float>(8, 8, 1)), options, rng); };
+  const auto projection = [&] { return Linear<float>(MatrixX<float>(noise<float>(8, 8, 1)), options, rng); };
   Model model{projection(), projection(), projection(), projection(), {.heads = 2}};
   randomize<Model>(model, seed);
   return model;
 }
 
-Matrix<float> output(const Model& model, Index rank) { return model.forward(noise<float>(8, 3, 9), rank); }
+MatrixX<float> output(const Model& model, Index rank) { return model.forward(noise<float>(8, 3, 9), rank); }
 
 constexpr LowRankOptions options{.max_rank = 4, .alpha = 3};
 

@@ -22,7 +22,7 @@
 #include "dylora/methods/lora_flow/flow.hpp"
 #include "dylora/methods/multilora.hpp"
 #include "dylora/methods/nola/nola.hpp"
-#include "dylora/methods/pissa/initialized.hpp"
+#include "dylora/methods/pissa/offset_low_rank.hpp"
 #include "dylora/methods/prilora/proportional.hpp"
 #include "dylora/methods/reslora/stack.hpp"
 #include "io/peft_kinds_model.hpp"
@@ -37,7 +37,7 @@ namespace {
 constexpr Index in = 7, out = 6, max_rank = 4;
 
 template <class S>
-Matrix<S> W() {
+MatrixX<S> W() {
   return noise<S>(out, in, 1);
 }
 
@@ -74,15 +74,15 @@ auto with_nola(std::uint64_t seed) {
 template <class S>
 auto with_initialized(std::uint64_t seed) {
   return trained(
-      Linear<S, Initialized<S>>(W<S>(), Initialized<S>(noise<S>(max_rank, in, seed + 10), noise<S>(out, max_rank, seed + 20), {})), seed);
+      Linear<S, OffsetLowRank<S>>(W<S>(), OffsetLowRank<S>(noise<S>(max_rank, in, seed + 10), noise<S>(out, max_rank, seed + 20), {})), seed);
 }
 
 template <class S>
 auto with_chain(std::uint64_t seed) {
-  using Links = Chain<Initialized<S>>;
-  const auto link = [&](std::uint64_t of) { return Initialized<S>(noise<S>(max_rank, in, of), noise<S>(out, max_rank, of + 1), {}); };
+  using Links = Chain<OffsetLowRank<S>>;
+  const auto link = [&](std::uint64_t of) { return OffsetLowRank<S>(noise<S>(max_rank, in, of), noise<S>(out, max_rank, of + 1), {}); };
   Links chain({link(10 * seed), link(20 * seed), link(30 * seed)}, {});
-  for (Initialized<S>& one : chain.links) one = trained(one, ++seed);
+  for (OffsetLowRank<S>& one : chain.links) one = trained(one, ++seed);
   return Linear<S, Links>(W<S>(), chain);
 }
 
@@ -178,9 +178,9 @@ struct Toy {
   struct Gradients {};
 
   RowMatrix<float> A = noise<float>(3, 4, 1);
-  Matrix<float> B = noise<float>(5, 3, 2);
-  Vector<float> gain = noise<float>(5, 1, 3);
-  Matrix<float> frozen = noise<float>(2, 3, 4);
+  MatrixX<float> B = noise<float>(5, 3, 2);
+  VectorX<float> gain = noise<float>(5, 1, 3);
+  MatrixX<float> frozen = noise<float>(2, 3, 4);
   std::uint64_t seed = 7;
   std::string variant = "language";
 
@@ -208,7 +208,7 @@ Toy other_toy() {
 }
 
 /// The file of a toy, with other tensors or metadata.
-void write_toy(const std::filesystem::path& path, const std::map<std::string, Matrix<float>>& changed,
+void write_toy(const std::filesystem::path& path, const std::map<std::string, MatrixX<float>>& changed,
                const std::map<std::string, std::string>& metadata = {}, const std::string& without = "") {
   const Toy toy;
   std::map<std::string, RowMatrix<float>> tensors{{"A", toy.A}, {"B", toy.B}, {"frozen", toy.frozen}};
@@ -291,7 +291,7 @@ TEST_CASE("a file that is not of this model is refused, naming what differs, and
     if (wrong.empty()) wrong = wrong_throw<FormatError>([&] { load_parameters(path, toy); }, parts);
     return toy == other_toy() ? wrong : "the model was changed";
   };
-  const auto with = [&](const std::string& name, const Matrix<float>& values) { write_toy(path, {{name, values}}); };
+  const auto with = [&](const std::string& name, const MatrixX<float>& values) { write_toy(path, {{name, values}}); };
 
   write_toy(path, {});
   Toy good = other_toy();
@@ -317,7 +317,7 @@ TEST_CASE("a file that is not of this model is refused, naming what differs, and
   with("more", noise<float>(5, 1, 1));
   CHECK(refused({"tensor \"more\"", "the model alone", "F32 5 × 1"}) == "");
   for (const float bad : {nan<float>, std::numeric_limits<float>::infinity()}) {
-    Matrix<float> values = noise<float>(2, 3, 4);
+    MatrixX<float> values = noise<float>(2, 3, 4);
     values(1, 2) = bad;
     with("frozen", values);
     CHECK(refused({"tensor \"frozen\"", "finite values", "NaN"}) == "");

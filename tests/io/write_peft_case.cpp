@@ -70,7 +70,7 @@ void write_cases(const std::filesystem::path& folder, const std::string& scalar)
 
 /// Of a part by itself: its frozen weight, and what it is merged at a rank.
 template <class Part>
-std::pair<Matrix<typename Part::Scalar>, Matrix<typename Part::Scalar>> base_and_merged(const Part& part, RankSlice rank) {
+std::pair<MatrixX<typename Part::Scalar>, MatrixX<typename Part::Scalar>> base_and_merged(const Part& part, RankSlice rank) {
   if constexpr (EmbeddingLayer<Part>) {
     return {part.base, part.merged(rank)};
   } else if constexpr (ConvolutionModule<Part>) {

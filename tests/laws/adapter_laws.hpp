@@ -25,10 +25,10 @@
 namespace dylora::test {
 
 template <class A>
-Result<A> run(const A& adapter, const Matrix<typename A::Scalar>& x, const Matrix<typename A::Scalar>& dy, const BatchRanks& ranks,
+Result<A> run(const A& adapter, const MatrixX<typename A::Scalar>& x, const MatrixX<typename A::Scalar>& dy, const BatchRanks& ranks,
               typename A::Cache cache = fresh_cache<A>()) {
   using S = typename A::Scalar;
-  Result<A> result{Matrix<S>::Zero(adapter.out_features(), x.cols()), Matrix<S>::Zero(x.rows(), x.cols()), zeros_like(adapter)};
+  Result<A> result{MatrixX<S>::Zero(adapter.out_features(), x.cols()), MatrixX<S>::Zero(x.rows(), x.cols()), zeros_like(adapter)};
   adapter.add_forward(x, ranks, cache, result.y);
   adapter.add_backward(x, dy, cache, result.gradients, result.dx);
   return result;
@@ -44,8 +44,8 @@ struct AdapterCase {
   bool trained;
   RankSlice rank;
   A subject = make<A>();
-  Matrix<S> x = noise<S>(in, samples, 1);
-  Matrix<S> dy = noise<S>(out, samples, 2);
+  MatrixX<S> x = noise<S>(in, samples, 1);
+  MatrixX<S> dy = noise<S>(out, samples, 2);
 
   /// The same as another type.
   template <class T>
@@ -132,7 +132,7 @@ TEMPLATE_LIST_TEST_CASE("an adapter's delta is its forward as a matrix", "[laws]
   if constexpr (!MergeableAdapter<A>) return;
   for_each_adapter_case<A>([](const AdapterCase<A>& c) {
     if constexpr (MergeableAdapter<A>) {
-      const Matrix<S> delta = c.subject.delta(c.rank);
+      const MatrixX<S> delta = c.subject.delta(c.rank);
       CHECK(gap(in_double(delta).lazyProduct(in_double(c.x)), in_double(run(c.subject, c.x, c.dy, c.rank, {}).y)) < rounding<S>);
       if (!c.trained) CHECK(delta.isZero(0));
       CHECK(c.subject.delta(RankSlice::none()).isZero(0));
@@ -185,10 +185,10 @@ TEMPLATE_LIST_TEST_CASE("an adapter's batch of several ranks equals its parts ru
   using A = typename TestType::Type;
   using S = typename A::Scalar;
   for_each_mixed_adapter_case<A>([](const AdapterCase<A>& c, const std::vector<RankSlice>& mix) {
-    Result<A> apart{Matrix<S>::Zero(c.out, c.samples), Matrix<S>::Zero(c.in, c.samples), zeros_like(c.subject)};
+    Result<A> apart{MatrixX<S>::Zero(c.out, c.samples), MatrixX<S>::Zero(c.in, c.samples), zeros_like(c.subject)};
     for_each_part(mix, [&](Index begin, Index n, RankSlice rank) {
       typename A::Cache cache;
-      const Matrix<S> x = c.x.middleCols(begin, n), dy = c.dy.middleCols(begin, n);
+      const MatrixX<S> x = c.x.middleCols(begin, n), dy = c.dy.middleCols(begin, n);
       c.subject.add_forward(x, rank, cache, apart.y.middleCols(begin, n));
       c.subject.add_backward(x, dy, cache, apart.gradients, apart.dx.middleCols(begin, n));
     });
@@ -222,8 +222,8 @@ TEMPLATE_LIST_TEST_CASE("a component reaches no sample of an adapter's batch who
       poisoned.add_backward(all_nan<S>(c.in, 2 * c.samples), all_nan<S>(c.out, 2 * c.samples), cache, result.gradients, workspace,
                             result.dx);
       seed_dropout(cache);
-      result.y = Matrix<S>::Zero(c.out, c.samples);
-      result.dx = Matrix<S>::Zero(c.in, c.samples);
+      result.y = MatrixX<S>::Zero(c.out, c.samples);
+      result.dx = MatrixX<S>::Zero(c.in, c.samples);
       set_zero(poisoned, result.gradients);
       poisoned.add_forward(c.x, ranks, cache, result.y);
       poisoned.add_backward(c.x, c.dy, cache, result.gradients, workspace, result.dx);
@@ -255,11 +255,11 @@ TEMPLATE_LIST_TEST_CASE("an adapter is linear in its input", "[laws]", AdaptersU
   using S = typename A::Scalar;
   if constexpr (!MergeableAdapter<A>) return;
   for_each_adapter_case<A>([](const AdapterCase<A>& c) {
-    const Matrix<S> z = noise<S>(c.in, c.samples, 6);
-    const Matrix<S> sum = run(c.subject, c.x + z, c.dy, c.rank).y, apart = c.run().y + run(c.subject, z, c.dy, c.rank).y;
+    const MatrixX<S> z = noise<S>(c.in, c.samples, 6);
+    const MatrixX<S> sum = run(c.subject, c.x + z, c.dy, c.rank).y, apart = c.run().y + run(c.subject, z, c.dy, c.rank).y;
     CHECK(gap(in_double(sum), in_double(apart)) < rounding<S>);
-    CHECK(same_bits(run(c.subject, Matrix<S>(4 * c.x), c.dy, c.rank).y, Matrix<S>(4 * c.run().y)));
-    CHECK(same_bits(run(c.subject, c.x, Matrix<S>(4 * c.dy), c.rank).dx, Matrix<S>(4 * c.run().dx)));
+    CHECK(same_bits(run(c.subject, MatrixX<S>(4 * c.x), c.dy, c.rank).y, MatrixX<S>(4 * c.run().y)));
+    CHECK(same_bits(run(c.subject, c.x, MatrixX<S>(4 * c.dy), c.rank).dx, MatrixX<S>(4 * c.run().dx)));
   });
 }
 
@@ -268,8 +268,8 @@ TEMPLATE_LIST_TEST_CASE("an adapter adds to y and dx and gradients", "[laws]", A
   using S = typename A::Scalar;
   for_each_adapter_case<A>([](const AdapterCase<A>& c) {
     const auto clean = c.run();
-    const Matrix<S> y_before = noise<S>(c.out, c.samples, 6), dx_before = noise<S>(c.in, c.samples, 7);
-    Matrix<S> y = y_before, dx = dx_before;
+    const MatrixX<S> y_before = noise<S>(c.out, c.samples, 6), dx_before = noise<S>(c.in, c.samples, 7);
+    MatrixX<S> y = y_before, dx = dx_before;
     auto cache = fresh_cache<A>();
     auto before = zeros_like(c.subject), gradients = zeros_like(c.subject);
     randomize<A>(before, 5);
@@ -278,7 +278,7 @@ TEMPLATE_LIST_TEST_CASE("an adapter adds to y and dx and gradients", "[laws]", A
     c.subject.add_backward(c.x, c.dy, cache, gradients, dx);
     CHECK(gap(in_double(y), in_double<S>(y_before + clean.y)) < rounding<S>);
     CHECK(gap(in_double(dx), in_double<S>(dx_before + clean.dx)) < rounding<S>);
-    const Vector<S> sum = values<A>(before) + values<A>(clean.gradients);
+    const VectorX<S> sum = values<A>(before) + values<A>(clean.gradients);
     CHECK(gap(in_double<S>(values<A>(gradients)), in_double<S>(sum)) < rounding<S>);
     const Index b = c.rank.active, t = c.rank.trainable_from;
     CHECK(same_bits(component_values<A>(gradients, 0, t), component_values<A>(before, 0, t)));
@@ -296,16 +296,16 @@ TEMPLATE_LIST_TEST_CASE("an adapter's cache is overwritten by each forward and r
     typename A::Workspace workspace;
     auto gradients = zeros_like(c.subject);
     // A bigger call leaves NaN in every buffer of the cache and of the workspace.
-    Matrix<S> y = all_nan<S>(c.out, 2 * c.samples), dx = all_nan<S>(c.in, 2 * c.samples);
+    MatrixX<S> y = all_nan<S>(c.out, 2 * c.samples), dx = all_nan<S>(c.in, 2 * c.samples);
     c.subject.add_forward(all_nan<S>(c.in, 2 * c.samples), law_rank, cache, y);
     c.subject.add_backward(all_nan<S>(c.in, 2 * c.samples), all_nan<S>(c.out, 2 * c.samples), cache, gradients, workspace, dx);
     seed_dropout(cache);
-    y = Matrix<S>::Zero(c.out, c.samples);
+    y = MatrixX<S>::Zero(c.out, c.samples);
     c.subject.add_forward(c.x, c.rank, cache, y);
     CHECK(same_bits(y, clean.y));
     for (int time = 0; time < 2; ++time) {
       set_zero(c.subject, gradients);
-      dx = Matrix<S>::Zero(c.in, c.samples);
+      dx = MatrixX<S>::Zero(c.in, c.samples);
       c.subject.add_backward(c.x, c.dy, cache, gradients, workspace, dx);
       CHECK(same_bits(dx, clean.dx));
       CHECK(same_bits(values<A>(gradients), values<A>(clean.gradients)));
@@ -319,13 +319,13 @@ TEMPLATE_LIST_TEST_CASE("what other calls leave in a workspace reaches no backwa
   for_each_adapter_case<A>([](const AdapterCase<A>& c) {
     const auto clean = c.run();
     auto cache = fresh_cache<A>();
-    Matrix<S> y = Matrix<S>::Zero(c.out, c.samples);
+    MatrixX<S> y = MatrixX<S>::Zero(c.out, c.samples);
     c.subject.add_forward(c.x, c.rank, cache, y);
     typename A::Workspace workspace;
     for (const Index samples : {Index{1}, 2 * c.samples}) {
       auto other_cache = fresh_cache<A>();
       auto other = zeros_like(c.subject), gradients = zeros_like(c.subject);
-      Matrix<S> other_y = all_nan<S>(c.out, samples), other_dx = all_nan<S>(c.in, samples), dx = Matrix<S>::Zero(c.in, c.samples);
+      MatrixX<S> other_y = all_nan<S>(c.out, samples), other_dx = all_nan<S>(c.in, samples), dx = MatrixX<S>::Zero(c.in, c.samples);
       c.subject.add_forward(all_nan<S>(c.in, samples), law_rank, other_cache, other_y);
       c.subject.add_backward(all_nan<S>(c.in, samples), all_nan<S>(c.out, samples), other_cache, other, workspace, other_dx);
       c.subject.add_backward(c.x, c.dy, cache, gradients, workspace, dx);
@@ -343,7 +343,7 @@ TEMPLATE_LIST_TEST_CASE("an adapter gives the same bits on any number of threads
   static_assert(out * max_rank * many > parallel_work);
   A adapter = make_adapter<A>(in, out, max_rank, 10);
   randomize<A>(adapter, 3);
-  const Matrix<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
+  const MatrixX<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
   std::vector<RankSlice> mix(samples, max_rank);
   std::fill(mix.begin() + many, mix.begin() + 360, RankSlice(17, 6));
   std::fill(mix.begin() + 360, mix.end(), RankSlice::none());
@@ -372,11 +372,11 @@ TEMPLATE_LIST_TEST_CASE("an adapter refuses what does not fit and says what was 
     typename A::Cache cache, unfilled;
     if (dropping) seed_dropout(cache);
     auto gradients = zeros_like(c.subject);
-    Matrix<S> y(c.out, c.samples), dx = Matrix<S>::Zero(c.in, c.samples);
+    MatrixX<S> y(c.out, c.samples), dx = MatrixX<S>::Zero(c.in, c.samples);
     y.setZero();
     const auto tall = [&](Index rows) { return noise<S>(rows + 1, c.samples, 1); };
     const auto wide = [&](Index rows) { return noise<S>(rows, c.samples + 1, 1); };
-    Matrix<S> tall_y = tall(c.out), wide_y = wide(c.out), tall_dx = tall(c.in), wide_dx = wide(c.in);
+    MatrixX<S> tall_y = tall(c.out), wide_y = wide(c.out), tall_dx = tall(c.in), wide_dx = wide(c.in);
     const A& a = c.subject;
     CHECK_THROWS_SAYING(ShapeError, a.add_forward(tall(c.in), 3, cache, y), "add_forward", "rows of x", "expected 9", "got 10");
     CHECK_THROWS_SAYING(ShapeError, a.add_forward(c.x, 3, cache, tall_y), "add_forward", "rows of y", "expected 7", "got 8");
@@ -406,7 +406,7 @@ TEMPLATE_LIST_TEST_CASE("an adapter refuses what does not fit and says what was 
       A cut = a;
       truncate(cut, 2);
       auto cut_gradients = zeros_like(cut);
-      Matrix<S> cut_y = Matrix<S>::Zero(c.out, c.samples);
+      MatrixX<S> cut_y = MatrixX<S>::Zero(c.out, c.samples);
       typename A::Cache before;  // filled by the adapter before it was cut
       a.add_forward(c.x, 3, before, cut_y);
       CHECK_THROWS_SAYING(std::invalid_argument, cut.add_backward(c.x, c.dy, before, cut_gradients, dx), "cache", "max_rank = 2", "got 3");

@@ -26,7 +26,7 @@ namespace dylora::test {
 template <class T>
 struct Result {
   using S = typename T::Scalar;
-  Matrix<S> y, dx;
+  MatrixX<S> y, dx;
   typename T::Gradients gradients;
 
   bool operator==(const Result& other) const {
@@ -44,8 +44,8 @@ void check_same_outputs(const Result<T>& one, const Result<T>& other) {
 template <class T>
 void check_same_outputs(const Result<T>& one, const Result<T>& other, Index begin, Index n) {
   using S = typename T::Scalar;
-  CHECK(same_bits(Matrix<S>(one.y.middleCols(begin, n)), Matrix<S>(other.y.middleCols(begin, n))));
-  CHECK(same_bits(Matrix<S>(one.dx.middleCols(begin, n)), Matrix<S>(other.dx.middleCols(begin, n))));
+  CHECK(same_bits(MatrixX<S>(one.y.middleCols(begin, n)), MatrixX<S>(other.y.middleCols(begin, n))));
+  CHECK(same_bits(MatrixX<S>(one.dx.middleCols(begin, n)), MatrixX<S>(other.dx.middleCols(begin, n))));
 }
 
 template <class T>

@@ -23,7 +23,7 @@
 namespace dylora::test {
 
 template <class L>
-Result<L> run(const L& layer, const Matrix<typename L::Scalar>& x, const Matrix<typename L::Scalar>& dy, const BatchRanks& ranks,
+Result<L> run(const L& layer, const MatrixX<typename L::Scalar>& x, const MatrixX<typename L::Scalar>& dy, const BatchRanks& ranks,
               typename L::Cache cache = fresh_cache<L>()) {
   Result<L> result{layer.forward(x, ranks, cache), {}, zeros_like(layer)};
   result.dx = layer.backward(dy, cache, result.gradients);
@@ -40,8 +40,8 @@ struct LayerCase {
   bool trained;
   RankSlice rank;
   L subject = make<L>();
-  Matrix<S> x = noise<S>(subject.in_features(), MakeLayer<L>::samples, 1);
-  Matrix<S> dy = noise<S>(subject.out_features(), MakeLayer<L>::samples, 2);
+  MatrixX<S> x = noise<S>(subject.in_features(), MakeLayer<L>::samples, 1);
+  MatrixX<S> dy = noise<S>(subject.out_features(), MakeLayer<L>::samples, 2);
 
   /// The same as another type.
   template <class M>
@@ -87,7 +87,7 @@ struct MixedBatch {
 
   Sequences sequences{{2, 1, 3, 1, 2}};
   std::vector<RankSlice> mix;
-  Matrix<S> x, dy;
+  MatrixX<S> x, dy;
 
   MixedBatch(const L& layer, std::vector<RankSlice> mix_)
       : mix(std::move(mix_)), x(noise<S>(layer.in_features(), 9, 1)), dy(noise<S>(layer.out_features(), 9, 2)) {}
@@ -107,7 +107,7 @@ struct MixedBatch {
 
 /// forward over these sequences, if the layer has any use for them.
 template <class L>
-Matrix<typename L::Scalar> forward_over(const L& layer, ConstMatrixRef<typename L::Scalar> x, const Sequences& sequences,
+MatrixX<typename L::Scalar> forward_over(const L& layer, ConstMatrixRef<typename L::Scalar> x, const Sequences& sequences,
                                         const BatchRanks& ranks, typename L::Cache& cache) {
   if constexpr (requires { layer.forward(x, sequences, ranks, cache); }) {
     return layer.forward(x, sequences, ranks, cache);
@@ -116,7 +116,7 @@ Matrix<typename L::Scalar> forward_over(const L& layer, ConstMatrixRef<typename 
   }
 }
 template <class A>
-Matrix<typename A::Scalar> forward_over(const Ragged<A>& layer, ConstMatrixRef<typename A::Scalar> x, const Sequences& sequences,
+MatrixX<typename A::Scalar> forward_over(const Ragged<A>& layer, ConstMatrixRef<typename A::Scalar> x, const Sequences& sequences,
                                         const BatchRanks& ranks, typename A::Cache& cache) {
   return static_cast<const A&>(layer).forward(x, sequences, ranks, cache);
 }
@@ -133,7 +133,7 @@ template <class L>
 void backward_through_nan(const L& layer, Index samples, typename L::Cache& cache, typename L::Gradients& gradients,
                           typename L::Workspace& workspace) {
   using S = typename L::Scalar;
-  Matrix<S> dx(layer.in_features(), samples);
+  MatrixX<S> dx(layer.in_features(), samples);
   (void)layer.forward(all_nan<S>(layer.in_features(), samples), law_rank, cache);
   layer.backward(all_nan<S>(layer.out_features(), samples), cache, gradients, workspace, dx);
 }
@@ -168,8 +168,8 @@ TEMPLATE_LIST_TEST_CASE("a layer's forward equals its merged weights and merging
   using S = typename L::Scalar;
   for_each_layer_case<L>([](const LayerCase<L>& c) {
     if constexpr (is_mergeable<L>) {
-      const Vector<S> base = frozen_values(c.subject), parameters = values<L>(c.subject);
-      const Matrix<S> merged = Merged<L>(c.subject.merged(c.rank)).forward(c.x, RankSlice::none());
+      const VectorX<S> base = frozen_values(c.subject), parameters = values<L>(c.subject);
+      const MatrixX<S> merged = Merged<L>(c.subject.merged(c.rank)).forward(c.x, RankSlice::none());
       CHECK(gap(in_double(merged), in_double(c.subject.forward(c.x, c.rank))) < rounding<S>);
       CHECK(same_bits(frozen_values(c.subject), base));
       CHECK(same_bits(values<L>(c.subject), parameters));
@@ -241,7 +241,7 @@ TEMPLATE_LIST_TEST_CASE("a layer's batch of several ranks equals its parts run a
   using L = typename TestType::Type;
   using S = typename L::Scalar;
   for_each_mixed_layer_case<L>([](const L& layer, const MixedBatch<L>& batch) {
-    Result<L> apart{Matrix<S>(layer.out_features(), batch.x.cols()), Matrix<S>(layer.in_features(), batch.x.cols()), zeros_like(layer)};
+    Result<L> apart{MatrixX<S>(layer.out_features(), batch.x.cols()), MatrixX<S>(layer.in_features(), batch.x.cols()), zeros_like(layer)};
     batch.for_each_part([&](Index begin, const Sequences& part, RankSlice rank) {
       typename L::Cache cache;
       const Index n = part.tokens();
@@ -324,8 +324,8 @@ TEMPLATE_LIST_TEST_CASE("a layer refuses ranks that are for another number of co
       return BatchRanks::per_sample(each);
     };
     const auto expected = "expected " + std::to_string(n);
-    const Matrix<S> before = noise<S>(c.subject.out_features(), n, 3);
-    Matrix<S> y = before;
+    const MatrixX<S> before = noise<S>(c.subject.out_features(), n, 3);
+    MatrixX<S> y = before;
     auto gradients = zeros_like(c.subject);
     const auto refuses = [&]<class Error>(Error, const BatchRanks& refused, const std::string& what, const std::string& should,
                                           const std::string& got) {
@@ -353,7 +353,7 @@ TEMPLATE_LIST_TEST_CASE("a layer overwrites y and dx and adds to gradients", "[l
   for_each_layer_case<L>([](const LayerCase<L>& c) {
     const auto clean = c.run();
     auto cache = fresh_cache<L>();
-    Matrix<S> y = all_nan<S>(c.subject.out_features(), c.x.cols()), dx = all_nan<S>(c.subject.in_features(), c.x.cols());
+    MatrixX<S> y = all_nan<S>(c.subject.out_features(), c.x.cols()), dx = all_nan<S>(c.subject.in_features(), c.x.cols());
     c.subject.forward(c.x, c.rank, cache, y);
     CHECK(same_bits(y, clean.y));
 
@@ -362,14 +362,14 @@ TEMPLATE_LIST_TEST_CASE("a layer overwrites y and dx and adds to gradients", "[l
     randomize<L>(gradients, 5);
     c.subject.backward(c.dy, cache, gradients, dx);
     CHECK(same_bits(dx, clean.dx));
-    const Vector<S> sum = values<L>(before) + values<L>(clean.gradients);
+    const VectorX<S> sum = values<L>(before) + values<L>(clean.gradients);
     CHECK(gap(in_double<S>(values<L>(gradients)), in_double<S>(sum)) < rounding<S>);
   });
 }
 
 TEMPLATE_LIST_TEST_CASE("a layer's backward without dx has the same gradients bit for bit", "[laws]", LayersUnderTest) {
   using L = typename TestType::Type;
-  if constexpr (requires(const L& layer, typename L::Cache& cache, typename L::Gradients& gradients, Matrix<typename L::Scalar>& dy) {
+  if constexpr (requires(const L& layer, typename L::Cache& cache, typename L::Gradients& gradients, MatrixX<typename L::Scalar>& dy) {
                   layer.backward(dy, cache, gradients, no_dx);
                 }) {
     for_each_layer_case<L>([](const LayerCase<L>& c) {
@@ -392,10 +392,10 @@ TEMPLATE_LIST_TEST_CASE("a layer's backward without dx has the same gradients bi
 
 TEMPLATE_LIST_TEST_CASE("a layer whose caller keeps x has none left of an earlier forward", "[laws]", LayersUnderTest) {
   using L = typename TestType::Type;
-  if constexpr (requires(const L& layer, typename L::Cache& cache, Matrix<typename L::Scalar>& x) { layer.apply(x, 1, cache, x); }) {
+  if constexpr (requires(const L& layer, typename L::Cache& cache, MatrixX<typename L::Scalar>& x) { layer.apply(x, 1, cache, x); }) {
     for_each_layer_case<L>([](const LayerCase<L>& c) {
       auto cache = fresh_cache<L>();
-      Matrix<typename L::Scalar> y = c.subject.forward(c.x, c.rank, cache);
+      MatrixX<typename L::Scalar> y = c.subject.forward(c.x, c.rank, cache);
       c.subject.apply(c.x, c.rank, cache, y);
       auto gradients = zeros_like(c.subject);
       CHECK_THROWS_AS(c.subject.backward(c.dy, cache, gradients), ShapeError);
@@ -418,7 +418,7 @@ TEMPLATE_LIST_TEST_CASE("a layer's cache is overwritten by each forward and read
     CHECK(same_bits(c.subject.forward(c.x, c.rank, cache), clean.y));
     for (int time = 0; time < 2; ++time) {
       set_zero(c.subject, gradients);
-      Matrix<S> dx = all_nan<S>(c.x.rows(), c.x.cols());
+      MatrixX<S> dx = all_nan<S>(c.x.rows(), c.x.cols());
       c.subject.backward(c.dy, cache, gradients, workspace, dx);
       CHECK(same_bits(dx, clean.dx));
       CHECK(same_bits(values<L>(gradients), values<L>(clean.gradients)));
@@ -437,7 +437,7 @@ TEMPLATE_LIST_TEST_CASE("what other calls leave in a workspace reaches no backwa
     for (const Index samples : {c.x.cols() - 1, 2 * c.x.cols()}) {
       auto other_cache = fresh_cache<L>();
       auto other = zeros_like(c.subject), gradients = zeros_like(c.subject);
-      Matrix<S> dx = all_nan<S>(c.x.rows(), c.x.cols());
+      MatrixX<S> dx = all_nan<S>(c.x.rows(), c.x.cols());
       backward_through_nan(c.subject, samples, other_cache, other, workspace);
       c.subject.backward(c.dy, cache, gradients, workspace, dx);
       CHECK(same_bits(dx, clean.dx));
@@ -467,7 +467,7 @@ TEMPLATE_LIST_TEST_CASE("training changes the trained components and never the b
     const Index b = c.rank.active, t = c.rank.trainable_from;
     CHECK(same_bits(component_values<L>(layer, 0, t), component_values<L>(c.subject, 0, t)));
     CHECK(same_bits(component_values<L>(layer, b), component_values<L>(c.subject, b)));
-    const Vector<S> before = component_values<L>(c.subject, t, b), after = component_values<L>(layer, t, b);
+    const VectorX<S> before = component_values<L>(c.subject, t, b), after = component_values<L>(layer, t, b);
     if (before.size() > 0) CHECK((before.array() != after.array()).any());
     if (c.trained) CHECK((before.array() != after.array()).all());
   });
@@ -502,14 +502,14 @@ TEMPLATE_LIST_TEST_CASE("a layer refuses what does not fit and says what was exp
     const std::string got = "got " + std::to_string(n + 1);
     typename L::Cache cache, unfilled;
     auto gradients = zeros_like(layer);
-    Matrix<S> y(out, n), dx(in, n);
+    MatrixX<S> y(out, n), dx(in, n);
     const auto expected = [](Index size) { return "expected " + std::to_string(size); };
 
     CHECK_THROWS_SAYING(ShapeError, layer.forward(noise<S>(in + 1, n, 1), 3), "forward", "rows of x", expected(in),
                         "got " + std::to_string(in + 1));
-    CHECK_THROWS_SAYING(ShapeError, layer.forward(Matrix<S>(in, 0), 3, cache), "forward", "x", "expected at least one", "empty batch");
-    CHECK_THROWS_SAYING(ShapeError, layer.forward(Matrix<S>(in, 0), 3), "forward", "x", "expected at least one", "empty batch");
-    Matrix<S> tall(out + 1, n), wide(out, n + 1);
+    CHECK_THROWS_SAYING(ShapeError, layer.forward(MatrixX<S>(in, 0), 3, cache), "forward", "x", "expected at least one", "empty batch");
+    CHECK_THROWS_SAYING(ShapeError, layer.forward(MatrixX<S>(in, 0), 3), "forward", "x", "expected at least one", "empty batch");
+    MatrixX<S> tall(out + 1, n), wide(out, n + 1);
     CHECK_THROWS_SAYING(ShapeError, layer.forward(c.x, 3, cache, tall), "forward", "rows of y", expected(out),
                         "got " + std::to_string(out + 1));
     CHECK_THROWS_SAYING(ShapeError, layer.forward(c.x, 3, cache, wide), "forward", "samples in y", expected(n), got);
@@ -523,11 +523,11 @@ TEMPLATE_LIST_TEST_CASE("a layer refuses what does not fit and says what was exp
 
     CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, unfilled, gradients), "backward", "dy", "cache", "expected 0",
                         "got " + std::to_string(n));
-    CHECK_THROWS_SAYING(ShapeError, layer.backward(Matrix<S>(out, 0), unfilled, gradients), "backward", "dy", "empty batch");
+    CHECK_THROWS_SAYING(ShapeError, layer.backward(MatrixX<S>(out, 0), unfilled, gradients), "backward", "dy", "empty batch");
     layer.forward(c.x, 3, cache, y);
     CHECK_THROWS_SAYING(ShapeError, layer.backward(noise<S>(out + 1, n, 1), cache, gradients), "backward", "rows of dy", expected(out));
     CHECK_THROWS_SAYING(ShapeError, layer.backward(noise<S>(out, n + 1, 1), cache, gradients), "backward", "dy", expected(n), got);
-    Matrix<S> tall_dx(in + 1, n), wide_dx(in, n + 1);
+    MatrixX<S> tall_dx(in + 1, n), wide_dx(in, n + 1);
     CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, gradients, tall_dx), "backward", "rows of dx", expected(in));
     CHECK_THROWS_SAYING(ShapeError, layer.backward(c.dy, cache, gradients, wide_dx), "backward", "samples in dx", expected(n), got);
     if (has_components(layer)) {

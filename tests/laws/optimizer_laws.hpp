@@ -21,13 +21,13 @@ struct Toy {
   using Scalar = S;
   struct Gradients {
     Gradient<RowMatrix<S>> A;
-    Gradient<Matrix<S>> B;
-    Vector<S> gate;
+    Gradient<MatrixX<S>> B;
+    VectorX<S> gate;
   };
 
   RowMatrix<S> A = noise<S>(5, 3, 1);
-  Matrix<S> B = noise<S>(4, 5, 2);
-  Vector<S> gate = noise<S>(2, 1, 3);
+  MatrixX<S> B = noise<S>(4, 5, 2);
+  VectorX<S> gate = noise<S>(2, 1, 3);
 
   static void members(const auto& f, auto&... t) {
     f(Parameter{"toy_A", RankAxis::rows}, t.A...);
@@ -51,7 +51,7 @@ typename Toy<S>::Gradients toy_gradients(const Toy<S>& toy, RankSlice rank, std:
 
 /// Rows of A and columns of B in [begin, end), without the gate.
 template <class S>
-Vector<S> components(const Toy<S>& toy, Index begin, Index end) {
+VectorX<S> components(const Toy<S>& toy, Index begin, Index end) {
   return component_values<Toy<S>>(toy, begin, end);
 }
 
@@ -90,7 +90,7 @@ TEMPLATE_TEST_CASE("a dense update moves what took no part through its momentum 
   Toy<S> other;
   Optimizer<Toy<S>> decaying(other, options);
   decaying.step(other, toy_gradients(other, 2, 2));
-  const Vector<S> decayed = S(1 - options.lr * options.weight_decay) * components(Toy<S>(), 2, 5);
+  const VectorX<S> decayed = S(1 - options.lr * options.weight_decay) * components(Toy<S>(), 2, 5);
   CHECK(gap(in_double<S>(components(other, 2, 5)), in_double<S>(decayed)) < rounding<S>);
 }
 
@@ -127,7 +127,7 @@ TEMPLATE_TEST_CASE("gradients are clipped to their global norm and smaller ones 
   };
   const auto growing = [](double seed) { return 8 * seed; };
   const auto short_enough = [](double) { return 0.5; };
-  const Vector<S> clipped = steps_of(0.5, growing), expected = steps_of(0, short_enough), unclipped = steps_of(0, growing);
+  const VectorX<S> clipped = steps_of(0.5, growing), expected = steps_of(0, short_enough), unclipped = steps_of(0, growing);
   CHECK(gap(in_double<S>(clipped), in_double<S>(expected)) < 1e-6);  // as torch does, the divisor is the norm + 1e-6
   CHECK(gap(in_double<S>(unclipped), in_double<S>(expected)) > 1e-3);
   CHECK(same_bits(steps_of(24.5, growing), unclipped));
@@ -146,7 +146,7 @@ TEMPLATE_TEST_CASE("a gradient that is no number is refused by name and the step
         if (seed == 3) {
           auto gradients = toy_gradients(toy, 4, 9);
           (name[4] == 'A' ? gradients.A(1, 1) : name[4] == 'B' ? gradients.B(1, 1) : gradients.gate(1)) = bad;
-          const Vector<S> before = values<Toy<S>>(toy);
+          const VectorX<S> before = values<Toy<S>>(toy);
           CHECK_THROWS_SAYING(NonFiniteError, optimizer.step(toy, gradients), "step 2", "gradient of " + std::string(name),
                               "expected finite", "NaN or an infinity", "as they were");
           CHECK(same_bits(values<Toy<S>>(toy), before));
@@ -183,7 +183,7 @@ TEMPLATE_TEST_CASE("gradients and moments of another shape are refused by name a
   LawCount::add_case();
   Toy<S> toy;
   Optimizer<Toy<S>> optimizer(toy);
-  const Vector<S> before = values<Toy<S>>(toy);
+  const VectorX<S> before = values<Toy<S>>(toy);
   CHECK_THROWS_SAYING(ShapeError, optimizer.step(toy, {}), "gradient of toy_A", "expected 5 × 3 with 5", "got 0 × 0 with 0");
 
   // The last of them is wrong: those before it must not have moved.

@@ -39,8 +39,8 @@ struct MakeLayer<Conv2d<S, P>> {
 };
 
 template <class S, class P>
-Vector<S> frozen_values(const Conv2d<S, P>& conv) {
-  std::vector<Vector<S>> parts;
+VectorX<S> frozen_values(const Conv2d<S, P>& conv) {
+  std::vector<VectorX<S>> parts;
   for (const P& group : conv.groups) parts.push_back(frozen_values(group));
   return joined<S>(parts);
 }
@@ -61,11 +61,11 @@ using LayersUnderTest = InFloatAndDouble<Plain, OfView, Frozen>;
 namespace dylora::test {
 
 /// The convolution of x with W (out × in / groups · kernel), by its definition.
-inline Matrix<double> convolution(const UnfoldOptions& o, Index groups, const Matrix<double>& W, const Vector<double>& bias,
-                                  const Matrix<double>& x) {
+inline MatrixX<double> convolution(const UnfoldOptions& o, Index groups, const MatrixX<double>& W, const VectorX<double>& bias,
+                                  const MatrixX<double>& x) {
   const Extent out = Unfold(o).output();
   const Index out_channels = W.rows(), from_each = o.channels / groups, to_each = out_channels / groups;
-  Matrix<double> y(out_channels * out.height * out.width, x.cols());
+  MatrixX<double> y(out_channels * out.height * out.width, x.cols());
   for (Index n = 0; n < x.cols(); ++n) {
     for (Index k = 0; k < y.rows(); ++k) {
       const Index channel = k / (out.height * out.width), row = k / out.width % out.height, column = k % out.width;
@@ -89,12 +89,12 @@ inline Matrix<double> convolution(const UnfoldOptions& o, Index groups, const Ma
 
 /// W + ΔW of all groups.
 template <class S>
-Matrix<double> whole_weight(const Conv2d<S>& conv, Index b) {
+MatrixX<double> whole_weight(const Conv2d<S>& conv, Index b) {
   const Index rows = conv.groups.front().out_features();
-  Matrix<double> W(conv.out_channels(), conv.groups.front().in_features());
+  MatrixX<double> W(conv.out_channels(), conv.groups.front().in_features());
   for (std::size_t i = 0; i < conv.groups.size(); ++i) {
     const auto& [base, adapter] = conv.groups[i];
-    const Matrix<double> B = in_double(adapter.B), A = adapter.A.template cast<double>();
+    const MatrixX<double> B = in_double(adapter.B), A = adapter.A.template cast<double>();
     W.middleRows(static_cast<Index>(i) * rows, rows) =
         in_double(base.W) + law_alpha / static_cast<double>(b) * B.leftCols(b) * A.topRows(b);
   }
@@ -106,7 +106,7 @@ TEMPLATE_TEST_CASE("oracle of LoRA convolution: at every rank it convolves with 
   for (int variant = 0; variant < 4; ++variant) {
     const LayerCase<Conv2d<S>> c{variant, true, 1};
     for (Index b = 1; b <= law_rank; ++b) {
-      const Matrix<double> expected =
+      const MatrixX<double> expected =
           convolution(c.subject.unfold.options(), static_cast<Index>(c.subject.groups.size()), whole_weight(c.subject, b),
                       in_double<S>(c.subject.merged(b).weight().bias), in_double(c.x));
       CHECK(gap(in_double(c.subject.forward(c.x, b)), expected) < rounding<S>);
@@ -118,10 +118,10 @@ TEST_CASE("oracle of LoRA convolution: its adapter is a convolution down to b ch
   const LayerCase<Conv2d<double>> c{1, true, 3};
   const LowRank<double>& adapter = c.subject.groups[0].adapter;
   const Unfold unfold = c.subject.unfold;
-  const Conv2d<double, FrozenLinear<double>> down(unfold, {FrozenLinear<double>(Matrix<double>(adapter.A.topRows(3)))});
-  const Conv2d<double, FrozenLinear<double>> up(Matrix<double>(adapter.B.leftCols(3)), {.in_channels = 3, .image = unfold.output()});
-  const Matrix<double> low = up.forward(down.forward(c.x, RankSlice::none()), RankSlice::none());
-  const Matrix<double> change = c.subject.forward(c.x, 3) - c.subject.forward(c.x, RankSlice::none());
+  const Conv2d<double, FrozenLinear<double>> down(unfold, {FrozenLinear<double>(MatrixX<double>(adapter.A.topRows(3)))});
+  const Conv2d<double, FrozenLinear<double>> up(MatrixX<double>(adapter.B.leftCols(3)), {.in_channels = 3, .image = unfold.output()});
+  const MatrixX<double> low = up.forward(down.forward(c.x, RankSlice::none()), RankSlice::none());
+  const MatrixX<double> change = c.subject.forward(c.x, 3) - c.subject.forward(c.x, RankSlice::none());
   CHECK(gap(change, law_alpha / 3 * low) < rounding<double>);
 }
 
@@ -132,10 +132,10 @@ TEMPLATE_TEST_CASE("oracle of LoRA convolution: what merging adds can be taken a
     const DenseWeight<S> base = c.subject.weight(), merged = c.subject.merged(3).weight(), again = c.subject.merged(3).merged(1).weight();
     CHECK(same_bits(merged.W, again.W));
     CHECK(gap(in_double(merged.W), whole_weight(c.subject, 3)) < rounding<S>);
-    const Matrix<double> delta = whole_weight(c.subject, 3) - in_double(base.W);
+    const MatrixX<double> delta = whole_weight(c.subject, 3) - in_double(base.W);
     CHECK(gap(in_double(merged.W) - delta, in_double(base.W)) < rounding<S>);
     CHECK(same_bits(c.subject.merged(RankSlice::none()).weight().W, base.W));
-    CHECK(same_bits(Matrix<S>(merged.bias), Matrix<S>(base.bias)));
+    CHECK(same_bits(MatrixX<S>(merged.bias), MatrixX<S>(base.bias)));
   }
 }
 
@@ -155,20 +155,20 @@ TEMPLATE_TEST_CASE("a batch that is computed in parts is what its samples are, w
   using S = TestType;
   for (const Index groups : {1, 2}) {
     const Conv2d<S> conv = large<S>(groups);
-    const Matrix<S> x = noise<S>(conv.in_features(), 4, 1), dy = noise<S>(conv.out_features(), 4, 2);
+    const MatrixX<S> x = noise<S>(conv.in_features(), 4, 1), dy = noise<S>(conv.out_features(), 4, 2);
     const auto batch = run(conv, x, dy, {5, 2});
     typename Conv2d<S>::Cache cache;
     (void)conv.forward(x, 5, cache);
     CHECK(cache.used >= 3 * static_cast<std::size_t>(groups));
-    Matrix<double> sum = Matrix<double>::Zero(parameter_count(conv), 1);
+    MatrixX<double> sum = MatrixX<double>::Zero(parameter_count(conv), 1);
     for (Index n = 0; n < 4; ++n) {
       const auto sample = run<Conv2d<S>>(conv, x.col(n), dy.col(n), {5, 2});
-      CHECK(same_bits(sample.y, Matrix<S>(batch.y.col(n))));
-      CHECK(same_bits(sample.dx, Matrix<S>(batch.dx.col(n))));
+      CHECK(same_bits(sample.y, MatrixX<S>(batch.y.col(n))));
+      CHECK(same_bits(sample.dx, MatrixX<S>(batch.dx.col(n))));
       sum += in_double<S>(values<Conv2d<S>>(sample.gradients));
     }
     CHECK(gap(in_double<S>(values<Conv2d<S>>(batch.gradients)), sum) < rounding<S>);
-    const Matrix<double> expected =
+    const MatrixX<double> expected =
         convolution(conv.unfold.options(), groups, whole_weight(conv, 5), in_double<S>(conv.weight().bias), in_double<S>(x.col(3)));
     CHECK(gap(in_double<S>(batch.y.col(3)), expected) < rounding<S>);
   }
@@ -177,14 +177,14 @@ TEMPLATE_TEST_CASE("a batch that is computed in parts is what its samples are, w
 TEMPLATE_TEST_CASE("a run that is computed in parts has the same bits wherever it is in the batch", "", float, double) {
   using S = TestType;
   const Conv2d<S> conv = large<S>(2);
-  const Matrix<S> x = noise<S>(conv.in_features(), 5, 1), dy = noise<S>(conv.out_features(), 5, 2);
+  const MatrixX<S> x = noise<S>(conv.in_features(), 5, 1), dy = noise<S>(conv.out_features(), 5, 2);
   const auto mixed = run(conv, x, dy, BatchRanks::per_sample({2, {5, 1}, {5, 1}, {5, 1}, RankSlice::none()}));
   auto gradients = zeros_like(conv);
   Index begin = 0;
   for (const auto& [count, rank] : {std::pair<Index, RankSlice>{1, 2}, {3, {5, 1}}, {1, RankSlice::none()}}) {
     typename Conv2d<S>::Cache cache;
-    CHECK(same_bits(conv.forward(x.middleCols(begin, count), rank, cache), Matrix<S>(mixed.y.middleCols(begin, count))));
-    CHECK(same_bits(conv.backward(dy.middleCols(begin, count), cache, gradients), Matrix<S>(mixed.dx.middleCols(begin, count))));
+    CHECK(same_bits(conv.forward(x.middleCols(begin, count), rank, cache), MatrixX<S>(mixed.y.middleCols(begin, count))));
+    CHECK(same_bits(conv.backward(dy.middleCols(begin, count), cache, gradients), MatrixX<S>(mixed.dx.middleCols(begin, count))));
     begin += count;
   }
   CHECK(same_bits(values<Conv2d<S>>(mixed.gradients), values<Conv2d<S>>(gradients)));
@@ -194,7 +194,7 @@ TEMPLATE_TEST_CASE("a convolution has the same bits for any number of threads", 
   using S = TestType;
   for (const Index groups : {1, 2}) {
     const Conv2d<S> conv = large<S>(groups);
-    const Matrix<S> x = noise<S>(conv.in_features(), 3, 1), dy = noise<S>(conv.out_features(), 3, 2);
+    const MatrixX<S> x = noise<S>(conv.in_features(), 3, 1), dy = noise<S>(conv.out_features(), 3, 2);
     const BatchRanks ranks = BatchRanks::per_sample({5, 5, {3, 1}});
     const auto expected = run(conv, x, dy, ranks);
     for_each_threading([&] { return run(conv, x, dy, ranks); },
@@ -215,8 +215,8 @@ TEST_CASE("each group of a convolution is a convolution of its own channels") {
     const C alone(Unfold(half), {c.subject.groups[static_cast<std::size_t>(group)]});
     const Index in = alone.in_features(), out = alone.out_features();
     const auto part = run<C>(alone, c.x.middleRows(group * in, in), c.dy.middleRows(group * out, out), c.rank);
-    CHECK(same_bits(part.y, Matrix<double>(whole.y.middleRows(group * out, out))));
-    CHECK(same_bits(part.dx, Matrix<double>(whole.dx.middleRows(group * in, in))));
+    CHECK(same_bits(part.y, MatrixX<double>(whole.y.middleRows(group * out, out))));
+    CHECK(same_bits(part.dx, MatrixX<double>(whole.dx.middleRows(group * in, in))));
     CHECK(same_bits(values<C>(part.gradients), values<Linear<double>>(whole.gradients.groups[static_cast<std::size_t>(group)])));
   }
 }
@@ -230,7 +230,7 @@ TEST_CASE("a depthwise convolution has an adapter for each channel, and groups m
   truncate_each(conv, {1, 0, 1, 0, 0, 1});
   CHECK(conv.max_rank() == 1);
   Rng check(3);
-  const Matrix<double> x = noise<double>(conv.in_features(), 2, 4);
+  const MatrixX<double> x = noise<double>(conv.in_features(), 2, 4);
   CHECK(check_gradients(conv, x, 1, check).error < 1e-6);
   CHECK(gap(conv.merged(1).forward(x, RankSlice::none()), conv.forward(x, 1)) < rounding<double>);
 }
@@ -238,12 +238,12 @@ TEST_CASE("a depthwise convolution has an adapter for each channel, and groups m
 TEST_CASE("a convolution is made from PyTorch's weight, copied or where it is") {
   using View = WeightView<float, RowMatrix<float>>;
   const RowMatrix<float> weight = noise<float>(4, 2 * 9, 1);  // [4, 2, 3, 3]
-  const Vector<float> bias = noise<float>(4, 1, 2);
+  const VectorX<float> bias = noise<float>(4, 1, 2);
   const Conv2dOptions options{.in_channels = 4, .image = {5, 5}, .kernel = {3, 3}, .groups = 2};
   Rng rng(1), same(1);
   const Conv2d<float> copied(DenseWeight<float>(weight, bias), options, {.max_rank = 2}, rng);
-  CHECK(same_bits(copied.weight().W, Matrix<float>(weight)));
-  CHECK(same_bits(Matrix<float>(copied.weight().bias), Matrix<float>(bias)));
+  CHECK(same_bits(copied.weight().W, MatrixX<float>(weight)));
+  CHECK(same_bits(MatrixX<float>(copied.weight().bias), MatrixX<float>(bias)));
   std::vector<Linear<float, LowRank<float>, View>> groups;
   for (const Index group : {0, 1}) {
     const View rows(weight.data() + group * 2 * weight.cols(), 2, weight.cols(), bias.data() + group * 2);
@@ -251,14 +251,14 @@ TEST_CASE("a convolution is made from PyTorch's weight, copied or where it is") 
   }
   const Conv2d<float, Linear<float, LowRank<float>, View>> viewed(Unfold({.channels = 4, .image = {5, 5}, .kernel = {3, 3}}),
                                                                   std::move(groups));
-  const Matrix<float> x = noise<float>(100, 2, 3);
+  const MatrixX<float> x = noise<float>(100, 2, 3);
   CHECK(same_bits(copied.forward(x, 2), viewed.forward(x, 2)));
   CHECK(same_bits(viewed.weight().W, copied.weight().W));
   const Conv2d<float, FrozenLinear<float>> frozen(DenseWeight<float>(weight, bias), options);
   CHECK(same_bits(frozen.forward(x, RankSlice::none()), copied.forward(x, 2)));  // still B = 0
   CHECK(Conv2d<float>(weight, options, {.max_rank = 2}, rng).weight().bias.size() == 0);
   using ByRows = Linear<float, LowRank<float>, DenseWeight<float, RowMatrix<float>>>;
-  CHECK(same_bits(Conv2d<float, ByRows>(weight, options, {.max_rank = 2}, rng).weight().W, Matrix<float>(weight)));
+  CHECK(same_bits(Conv2d<float, ByRows>(weight, options, {.max_rank = 2}, rng).weight().W, MatrixX<float>(weight)));
 }
 
 TEST_CASE("a convolution is a layer whose projections are layers, named as PEFT names them") {
@@ -281,9 +281,9 @@ TEST_CASE("as a projection a convolution sets or adds its gradient to the input,
     const LayerCase<C> c{variant, true, {3, 1}};
     const auto clean = c.run();
     C::Cache cache;
-    Matrix<double> y = all_nan<double>(c.dy.rows(), c.dy.cols()), set = all_nan<double>(c.x.rows(), c.x.cols());
-    const Matrix<double> before = noise<double>(c.x.rows(), c.x.cols(), 9);
-    Matrix<double> added = before;
+    MatrixX<double> y = all_nan<double>(c.dy.rows(), c.dy.cols()), set = all_nan<double>(c.x.rows(), c.x.cols());
+    const MatrixX<double> before = noise<double>(c.x.rows(), c.x.cols(), 9);
+    MatrixX<double> added = before;
     c.subject.apply(c.x, {3, 1}, cache, y);
     CHECK(same_bits(y, clean.y));
     auto gradients = zeros_like(c.subject), again = gradients;
@@ -302,17 +302,17 @@ TEST_CASE("as a projection a convolution sets or adds its gradient to the input,
 TEST_CASE("a convolution learns a change of low rank") {
   Rng rng(1);
   const Conv2dOptions options{.in_channels = 2, .image = {6, 6}, .kernel = {3, 3}, .padding = {1, 1}};
-  const Matrix<double> W = noise<double>(6, 18, 1), change = noise<double>(6, 2, 2) * noise<double>(2, 18, 3);
+  const MatrixX<double> W = noise<double>(6, 18, 1), change = noise<double>(6, 2, 2) * noise<double>(2, 18, 3);
   Conv2d<double> conv(W, options, {.max_rank = 4}, rng);
-  const Conv2d<double, FrozenLinear<double>> target(Matrix<double>(W + change), options);
-  const Matrix<double> x = noise<double>(72, 8, 4), wanted = target.forward(x, RankSlice::none());
+  const Conv2d<double, FrozenLinear<double>> target(MatrixX<double>(W + change), options);
+  const MatrixX<double> x = noise<double>(72, 8, 4), wanted = target.forward(x, RankSlice::none());
   AdamW optimizer(conv, {.lr = 0.02});
   auto gradients = zeros_like(conv);
   Conv2d<double>::Cache cache;
   const auto error = [&] { return (conv.forward(x, 2) - wanted).squaredNorm(); };
   const double before = error();
   for (int step = 0; step < 300; ++step) {
-    const Matrix<double> y = conv.forward(x, 2, cache);
+    const MatrixX<double> y = conv.forward(x, 2, cache);
     set_zero(conv, gradients);
     (void)conv.backward((y - wanted) / 100, cache, gradients);
     optimizer.step(conv, gradients);
@@ -355,13 +355,13 @@ TEST_CASE("a convolution refuses channels and groups that do not fit and says wh
 TEST_CASE("a convolution whose last group refuses its cache has added nothing") {
   using C = Conv2d<float>;
   C conv = large<float>(2);
-  const Matrix<float> x = noise<float>(conv.in_features(), 1, 1), dy = noise<float>(conv.out_features(), 1, 2);
+  const MatrixX<float> x = noise<float>(conv.in_features(), 1, 1), dy = noise<float>(conv.out_features(), 1, 2);
   C::Cache cache;
   (void)conv.forward(x, 5, cache);
   truncate(conv.groups.back().adapter, 3);
   auto gradients = zeros_like(conv);
-  const Matrix<float> before = noise<float>(conv.in_features(), 1, 3);
-  Matrix<float> dx = before;
+  const MatrixX<float> before = noise<float>(conv.in_features(), 1, 3);
+  MatrixX<float> dx = before;
   C::Workspace workspace;
   CHECK_THROWS_AS(conv.set_backward(x, dy, cache, gradients, workspace, dx), std::invalid_argument);
   CHECK_THROWS_AS(conv.add_backward(x, dy, cache, gradients, workspace, dx), std::invalid_argument);
@@ -373,16 +373,16 @@ TEST_CASE("a convolution whose last group refuses its cache has added nothing") 
 TEST_CASE("a backward refuses a cache that was filled before the geometry changed") {
   using C = Conv2d<float>;
   C conv = large<float>(1);
-  const Matrix<float> x = noise<float>(conv.in_features(), 1, 1);
+  const MatrixX<float> x = noise<float>(conv.in_features(), 1, 1);
   C::Cache cache;
   (void)conv.forward(x, 2, cache);
   conv.unfold = Unfold({.channels = 12, .image = {41 * 11, 33 * 3}, .kernel = {3, 3}, .stride = {3, 3}, .padding = {1, 1}});
   auto gradients = zeros_like(conv);
-  CHECK_THROWS_SAYING(ShapeError, conv.backward(Matrix<float>(conv.out_features(), 1), cache, gradients), "Conv2d::backward", "rows of x");
-  const Matrix<float> other = noise<float>(conv.in_features(), 1, 1);
-  Matrix<float> dx(conv.in_features(), 1);
+  CHECK_THROWS_SAYING(ShapeError, conv.backward(MatrixX<float>(conv.out_features(), 1), cache, gradients), "Conv2d::backward", "rows of x");
+  const MatrixX<float> other = noise<float>(conv.in_features(), 1, 1);
+  MatrixX<float> dx(conv.in_features(), 1);
   C::Workspace workspace;
-  CHECK_THROWS_SAYING(ShapeError, conv.set_backward(other, Matrix<float>(conv.out_features(), 1), cache, gradients, workspace, dx), "parts",
+  CHECK_THROWS_SAYING(ShapeError, conv.set_backward(other, MatrixX<float>(conv.out_features(), 1), cache, gradients, workspace, dx), "parts",
                       "expected", "got");
   CHECK(values<C>(gradients).isZero(0));
 }

@@ -30,7 +30,7 @@ Embedding<S> make_embedding(bool trained, Index max_rank = law_rank) {
 
 template <class S>
 struct Result {
-  Matrix<S> y;
+  MatrixX<S> y;
   typename Embedding<S>::Gradients gradients;
 
   bool operator==(const Result& other) const {
@@ -40,7 +40,7 @@ struct Result {
 };
 
 template <class S>
-Result<S> run(const Embedding<S>& embedding, std::span<const Index> tokens_, const Matrix<S>& dy, const BatchRanks& ranks) {
+Result<S> run(const Embedding<S>& embedding, std::span<const Index> tokens_, const MatrixX<S>& dy, const BatchRanks& ranks) {
   typename Embedding<S>::Cache cache;
   Result<S> result{embedding.forward(tokens_, ranks, cache), zeros_like(embedding)};
   embedding.backward(dy, cache, result.gradients);
@@ -48,17 +48,17 @@ Result<S> run(const Embedding<S>& embedding, std::span<const Index> tokens_, con
 }
 
 template <class S>
-Matrix<S> some_dy() {
+MatrixX<S> some_dy() {
   return noise<S>(width, tokens, 8);
 }
 
 TEMPLATE_TEST_CASE("an embedding is a column of the table plus alpha over b times B and a column of A", "", float, double) {
   using S = TestType;
   const Embedding<S> embedding = make_embedding<S>(true);
-  const Matrix<double> W = in_double(embedding.base), B = in_double(embedding.adapter.B), A = embedding.adapter.A.template cast<double>();
+  const MatrixX<double> W = in_double(embedding.base), B = in_double(embedding.adapter.B), A = embedding.adapter.A.template cast<double>();
   for (Index b = 1; b <= law_rank; ++b) {
-    const Matrix<double> table = W + 3.0 / static_cast<double>(b) * B.leftCols(b) * A.topRows(b);
-    Matrix<double> expected(width, tokens);
+    const MatrixX<double> table = W + 3.0 / static_cast<double>(b) * B.leftCols(b) * A.topRows(b);
+    MatrixX<double> expected(width, tokens);
     for (Index i = 0; i < tokens; ++i) expected.col(i) = table.col(ids[static_cast<std::size_t>(i)]);
     CHECK(gap(in_double(embedding.forward(ids, b)), expected) < rounding<S>);
   }
@@ -74,7 +74,7 @@ TEMPLATE_TEST_CASE("oracle of LoRA embedding: after its start, where A is 0 and 
     const auto got = run(embedding, ids, some_dy<S>(), rank);
     CHECK(same_bits(got.y, embedding.forward(ids, RankSlice::none())));
     for (Index i = 0; i < tokens; ++i)
-      CHECK(same_bits(Matrix<S>(got.y.col(i)), Matrix<S>(embedding.base.col(ids[static_cast<std::size_t>(i)]))));
+      CHECK(same_bits(MatrixX<S>(got.y.col(i)), MatrixX<S>(embedding.base.col(ids[static_cast<std::size_t>(i)]))));
     CHECK(got.gradients.adapter.B.isZero(0));
     for (Index i = 0; i < law_rank; ++i) CHECK(got.gradients.adapter.A.row(i).isZero(0) == (i < rank.trainable_from || i >= rank.active));
   }
@@ -84,9 +84,9 @@ TEST_CASE("oracle of LoRA embedding: with repeated ids the gradient is that of o
   using L = Linear<double>;
   const Embedding<double> embedding = make_embedding<double>(true);
   const L dense(embedding.base, embedding.adapter);
-  Matrix<double> one_hot = Matrix<double>::Zero(vocabulary, tokens);
+  MatrixX<double> one_hot = MatrixX<double>::Zero(vocabulary, tokens);
   for (Index i = 0; i < tokens; ++i) one_hot(ids[static_cast<std::size_t>(i)], i) = 1;
-  const Matrix<double> dy = some_dy<double>();
+  const MatrixX<double> dy = some_dy<double>();
   for (const RankSlice rank : law_slices()) {
     const auto got = run(embedding, ids, dy, rank);
     L::Cache cache;
@@ -103,11 +103,11 @@ TEMPLATE_TEST_CASE("oracle of LoRA embedding: the merged table gives what the ad
   using S = TestType;
   const Embedding<S> embedding = make_embedding<S>(true), before = embedding;
   for (const RankSlice rank : law_slices()) {
-    const Matrix<S> table = embedding.merged(rank);
-    Matrix<S> expected(width, tokens);
+    const MatrixX<S> table = embedding.merged(rank);
+    MatrixX<S> expected(width, tokens);
     for (Index i = 0; i < tokens; ++i) expected.col(i) = table.col(ids[static_cast<std::size_t>(i)]);
     CHECK(gap(in_double(embedding.forward(ids, rank)), in_double(expected)) < rounding<S>);
-    const Matrix<S> unmerged = table - embedding.adapter.delta(rank);
+    const MatrixX<S> unmerged = table - embedding.adapter.delta(rank);
     CHECK(gap(in_double(unmerged), in_double(embedding.base)) < rounding<S>);
   }
   CHECK(same_bits(embedding.merged(RankSlice::none()), embedding.base));
@@ -116,7 +116,7 @@ TEMPLATE_TEST_CASE("oracle of LoRA embedding: the merged table gives what the ad
 }
 
 TEST_CASE("an embedding's backward is the derivative of its forward") {
-  const Matrix<double> dy = some_dy<double>();
+  const MatrixX<double> dy = some_dy<double>();
   for (const bool trained : {false, true}) {
     for (const RankSlice rank : law_slices()) {
       Embedding<double> embedding = make_embedding<double>(trained);
@@ -224,7 +224,7 @@ TEMPLATE_TEST_CASE("an embedding's batch of several ranks equals its parts run a
   using S = TestType;
   const Embedding<S> embedding = make_embedding<S>(true);
   const std::vector<RankSlice> mix{5, 5, 1, RankSlice::none(), {3, 2}, {3, 2}, {5, 1}};
-  const Matrix<S> dy = some_dy<S>();
+  const MatrixX<S> dy = some_dy<S>();
   const auto mixed = run(embedding, ids, dy, BatchRanks::per_sample(mix));
   auto gradients = zeros_like(embedding);
   for (std::size_t first = 0, end = 0; first < mix.size(); first = end) {
@@ -232,7 +232,7 @@ TEMPLATE_TEST_CASE("an embedding's batch of several ranks equals its parts run a
     const auto begin = static_cast<Index>(first), count = static_cast<Index>(end - first);
     typename Embedding<S>::Cache cache;
     CHECK(same_bits(embedding.forward(std::span(ids).subspan(first, end - first), mix[first], cache),
-                    Matrix<S>(mixed.y.middleCols(begin, count))));
+                    MatrixX<S>(mixed.y.middleCols(begin, count))));
     embedding.backward(dy.middleCols(begin, count), cache, gradients);
   }
   CHECK(same_bits(values<Embedding<S>>(mixed.gradients), values<Embedding<S>>(gradients)));
@@ -250,7 +250,7 @@ TEMPLATE_TEST_CASE("an embedding overwrites y and its cache and adds to gradient
   const std::vector<Index> more(20, 4);
   (void)spoilt.forward(more, law_rank, cache);  // NaN in every buffer
   spoilt.backward(all_nan<S>(width, 20), cache, gradients);
-  Matrix<S> y = all_nan<S>(width, tokens);
+  MatrixX<S> y = all_nan<S>(width, tokens);
   embedding.forward(ids, 3, cache, y);
   CHECK(same_bits(y, clean.y));
   for (int time = 0; time < 2; ++time) {
@@ -272,7 +272,7 @@ TEMPLATE_TEST_CASE("an embedding has the same bits for any number of threads", "
   randomize<Embedding<S>>(embedding, 3);
   std::vector<Index> many(50000);
   for (Index& id : many) id = rng.below(90);
-  const Matrix<S> dy = noise<S>(130, static_cast<Index>(many.size()), 4);
+  const MatrixX<S> dy = noise<S>(130, static_cast<Index>(many.size()), 4);
   const auto expected = run(embedding, many, dy, {13, 2});
   for_each_threading(
       [&] {
@@ -285,28 +285,28 @@ TEMPLATE_TEST_CASE("an embedding has the same bits for any number of threads", "
 }
 
 TEST_CASE("an embedding looks up a table that lives elsewhere, in PyTorch's order, without a copy") {
-  using View = Eigen::Map<const Matrix<float>>;
+  using View = Eigen::Map<const MatrixX<float>>;
   const RowMatrix<float> weight = noise<float>(vocabulary, width, 1);  // as in a file: a row for each token
   Rng rng(1);
   Embedding<float, View> embedding(View(weight.data(), width, vocabulary), {.max_rank = 2}, rng);
   CHECK(embedding.base.data() == weight.data());
-  const Matrix<float> y = embedding.forward(ids, 2);
+  const MatrixX<float> y = embedding.forward(ids, 2);
   for (Index i = 0; i < tokens; ++i)
-    CHECK(same_bits(Matrix<float>(y.col(i)), Matrix<float>(weight.row(ids[static_cast<std::size_t>(i)]).transpose())));
+    CHECK(same_bits(MatrixX<float>(y.col(i)), MatrixX<float>(weight.row(ids[static_cast<std::size_t>(i)]).transpose())));
 }
 
 TEST_CASE("an embedding trains: a table learns what a low rank can and its base stays") {
   Embedding<double> embedding = make_embedding<double>(false);
-  const Matrix<double> base = embedding.base, target = base + noise<double>(width, 2, 1) * noise<double>(2, vocabulary, 2);
+  const MatrixX<double> base = embedding.base, target = base + noise<double>(width, 2, 1) * noise<double>(2, vocabulary, 2);
   std::vector<Index> all(vocabulary);
   for (Index i = 0; i < vocabulary; ++i) all[static_cast<std::size_t>(i)] = i;
   AdamW optimizer(embedding, {.lr = 0.05, .weight_decay = 0});
   auto gradients = zeros_like(embedding);
   Embedding<double>::Cache cache;
-  const auto error = [&](const Matrix<double>& y) { return (y - target).squaredNorm() / (base - target).squaredNorm(); };
+  const auto error = [&](const MatrixX<double>& y) { return (y - target).squaredNorm() / (base - target).squaredNorm(); };
   CHECK(error(embedding.forward(all, 2)) == 1);
   for (int step = 0; step < 500; ++step) {
-    const Matrix<double> y = embedding.forward(all, 2, cache);
+    const MatrixX<double> y = embedding.forward(all, 2, cache);
     set_zero(embedding, gradients);
     embedding.backward(y - target, cache, gradients);
     optimizer.step(embedding, gradients);
@@ -333,7 +333,7 @@ TEST_CASE("an embedding names its parameters as PEFT does and is a layer of a fr
 TEST_CASE("normal numbers have the moments of a normal distribution and are the same for the same seed") {
   Rng rng(1), same(1);
   const Index count = 100000;
-  const Matrix<double> drawn = random_normal<double>(count, 1, 1, rng);
+  const MatrixX<double> drawn = random_normal<double>(count, 1, 1, rng);
   CHECK(same_bits(drawn, random_normal<double>(count, 1, 1, same)));
   const double n = static_cast<double>(count);
   CHECK(std::abs(drawn.mean()) < 4 / std::sqrt(n));
@@ -350,11 +350,11 @@ TEST_CASE("normal numbers have the moments of a normal distribution and are the 
 
 TEST_CASE("normal numbers are drawn in storage order, scaled, and an odd number of them is no different") {
   Rng one(3), two(3), three(3), four(3);
-  const Matrix<double> drawn = random_normal<double>(3, 5, 1, one);
+  const MatrixX<double> drawn = random_normal<double>(3, 5, 1, one);
   const RowMatrix<double> by_rows = random_normal<double, RowMatrix<double>>(5, 3, 1, two);
-  CHECK(same_bits(drawn, Matrix<double>(by_rows.transpose())));
+  CHECK(same_bits(drawn, MatrixX<double>(by_rows.transpose())));
   CHECK(gap(random_normal<double>(3, 5, 0.25, three), 0.25 * drawn) < rounding<double>);
-  CHECK(same_bits(random_normal<double>(14, 1, 1, four), Matrix<double>(Eigen::Map<const Matrix<double>>(drawn.data(), 14, 1))));
+  CHECK(same_bits(random_normal<double>(14, 1, 1, four), MatrixX<double>(Eigen::Map<const MatrixX<double>>(drawn.data(), 14, 1))));
   CHECK(random_normal<float>(4, 0, 1, one).size() == 0);
   CHECK(random_normal<float>(4, 3, 0, one).isZero(0));
   CHECK_THROWS_SAYING(std::invalid_argument, random_normal<float>(1, 1, -1, one), "random_normal: deviation", ">= 0", "got -1");
@@ -367,7 +367,7 @@ TEST_CASE("an embedding refuses what does not fit and says what was expected and
   const E embedding = make_embedding<float>(true);
   E::Cache cache;
   auto gradients = zeros_like(embedding);
-  const Matrix<float> dy = some_dy<float>();
+  const MatrixX<float> dy = some_dy<float>();
   const auto forward = [&](std::vector<Index> tokens_, const BatchRanks& ranks) { return embedding.forward(tokens_, ranks, cache); };
   (void)forward(ids, 3);
   CHECK_THROWS_SAYING(std::invalid_argument, forward({3, 4, 11}, 3), "Embedding::forward", "position 2", "[0, 10]", "got 11");
@@ -375,11 +375,11 @@ TEST_CASE("an embedding refuses what does not fit and says what was expected and
   CHECK_THROWS_SAYING(ShapeError, forward({}, 3), "Embedding::forward", "ids", "at least one", "empty batch");
   CHECK_THROWS_SAYING(std::invalid_argument, forward(ids, 6), "Embedding::forward", "max_rank = 5", "got 6");
   CHECK_THROWS_SAYING(ShapeError, forward(ids, BatchRanks::per_sample({1, 2})), "Embedding::forward", "expected 7", "got 2");
-  Matrix<float> tall(width + 1, tokens), wide(width, tokens + 1);
+  MatrixX<float> tall(width + 1, tokens), wide(width, tokens + 1);
   CHECK_THROWS_SAYING(ShapeError, embedding.forward(ids, 3, cache, tall), "rows of y", "expected 6", "got 7");
   CHECK_THROWS_SAYING(ShapeError, embedding.forward(ids, 3, cache, wide), "samples in y", "expected 7", "got 8");
   CHECK_THROWS_SAYING(ShapeError, embedding.backward(dy, cache, gradients), "backward", "cache", "forward", "expected 0", "got 7");
-  CHECK_THROWS_SAYING(ShapeError, embedding.backward(Matrix<float>(width, 0), cache, gradients), "dy", "empty batch");
+  CHECK_THROWS_SAYING(ShapeError, embedding.backward(MatrixX<float>(width, 0), cache, gradients), "dy", "empty batch");
   CHECK_THROWS_SAYING(std::invalid_argument, embedding.merged(6), "max_rank = 5", "got 6");
 
   (void)forward(ids, 3);
@@ -407,10 +407,10 @@ TEST_CASE("an embedding refuses what does not fit and says what was expected and
   CHECK(values<E>(gradients).isZero(0));
 
   E torn = embedding;
-  torn.adapter.B = Matrix<float>::Ones(width, 3);
+  torn.adapter.B = MatrixX<float>::Ones(width, 3);
   CHECK_THROWS_SAYING(ShapeError, torn.forward(ids, 2), "columns of B", "expected 5", "got 3");
   Rng rng(1);
-  const Matrix<float> table = noise<float>(width, vocabulary, 1);
+  const MatrixX<float> table = noise<float>(width, vocabulary, 1);
   CHECK_THROWS_SAYING(std::invalid_argument, E(table, {.max_rank = 7}, rng), "Embedding: max_rank", "[0, 6]", "got 7");
   CHECK_THROWS_SAYING(std::invalid_argument, E(table, {.max_rank = -1}, rng), "Embedding: max_rank", "[0, 6]", "got -1");
   CHECK_THROWS_SAYING(std::invalid_argument, E(table, {.max_rank = 2, .alpha = 0}, rng), "alpha", "> 0", "got 0");
@@ -424,7 +424,7 @@ TEST_CASE("an embedding without an adapter is its table and takes any rank") {
   const Embedding<float> embedding = make_embedding<float>(false, 0);
   const auto got = run(embedding, ids, some_dy<float>(), 4);
   for (Index i = 0; i < tokens; ++i)
-    CHECK(same_bits(Matrix<float>(got.y.col(i)), Matrix<float>(embedding.base.col(ids[static_cast<std::size_t>(i)]))));
+    CHECK(same_bits(MatrixX<float>(got.y.col(i)), MatrixX<float>(embedding.base.col(ids[static_cast<std::size_t>(i)]))));
   CHECK(values<Embedding<float>>(got.gradients).size() == 0);
 }
 

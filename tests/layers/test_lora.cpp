@@ -37,14 +37,14 @@ TEMPLATE_TEST_CASE("oracle of LoRA: after initialisation the layer is its weight
   const DenseWeight<TestType> W(noise<TestType>(out, in, 6), noise<TestType>(out, 1, 7));
   const Linear<TestType> layer(W, {.max_rank = rank}, rng);
   const FrozenLinear<TestType> base(W);
-  const Matrix<TestType> x = noise<TestType>(in, samples, 3);
+  const MatrixX<TestType> x = noise<TestType>(in, samples, 3);
   CHECK_FALSE(layer.adapter.A.isZero(0));
   CHECK(same_bits(layer.forward(x, rank), base.forward(x, RankSlice::none())));
 }
 
 TEMPLATE_TEST_CASE("oracle of LoRA: a merged weight gives what the layer gives and merging leaves the layer as it was", "", float, double) {
   const Linear<TestType> layer = trained_layer<TestType>();
-  const Matrix<TestType> x = noise<TestType>(in, samples, 3), before = layer.base.W;
+  const MatrixX<TestType> x = noise<TestType>(in, samples, 3), before = layer.base.W;
   const FrozenLinear<TestType> merged(layer.merged(rank)), again(layer.merged(rank));
   CHECK(gap(in_double(merged.forward(x, RankSlice::none())), in_double(layer.forward(x, rank))) < rounding<TestType>);
   CHECK(same_bits(layer.base.W, before));
@@ -56,7 +56,7 @@ TEMPLATE_TEST_CASE("oracle of LoRA: a weight that is stored as in by out gives t
   using L = Linear<S, LowRank<S>, DenseWeight<S, RowMatrix<S>>>;  // the memory of its transpose, column by column
   const Linear<S> layer = trained_layer<S>();
   const L other(DenseWeight<S, RowMatrix<S>>(RowMatrix<S>(layer.base.W), layer.base.bias), layer.adapter);
-  const Matrix<S> x = noise<S>(in, samples, 3), dy = noise<S>(out, samples, 4);
+  const MatrixX<S> x = noise<S>(in, samples, 3), dy = noise<S>(out, samples, 4);
   typename Linear<S>::Cache cache;
   typename L::Cache other_cache;
   auto gradients = zeros_like(layer);
@@ -73,25 +73,25 @@ TEMPLATE_TEST_CASE("oracle of LoRA: a merged projection is its slices apart and 
                    v = make_adapter<LowRank<S>>(in, 4, rank, 3);
   Stacked<LowRank<S>> stacked({q, none, v});
   randomize<Stacked<LowRank<S>>>(stacked, 4);
-  const Matrix<S> delta = stacked.delta(3);
-  CHECK(same_bits(Matrix<S>(delta.topRows(4)), stacked.slices[0].delta(3)));
+  const MatrixX<S> delta = stacked.delta(3);
+  CHECK(same_bits(MatrixX<S>(delta.topRows(4)), stacked.slices[0].delta(3)));
   CHECK(delta.middleRows(4, 4).isZero(0));
-  CHECK(same_bits(Matrix<S>(delta.bottomRows(4)), stacked.slices[2].delta(3)));
+  CHECK(same_bits(MatrixX<S>(delta.bottomRows(4)), stacked.slices[2].delta(3)));
 }
 
 TEMPLATE_TEST_CASE("oracle of DyLoRA: with B = 0 every rank is the base", "", float, double) {
   Linear<TestType> layer = trained_layer<TestType>();
   layer.adapter.B.setZero();
-  const Matrix<TestType> x = noise<TestType>(in, samples, 3), base = layer.forward(x, RankSlice::none());
+  const MatrixX<TestType> x = noise<TestType>(in, samples, 3), base = layer.forward(x, RankSlice::none());
   for (Index b = 1; b <= rank; ++b) CHECK(same_bits(layer.forward(x, b), base));
 }
 
 TEMPLATE_TEST_CASE("oracle of DyLoRA: at the largest rank it is LoRA of the same alpha", "", float, double) {
   using S = TestType;
   const Linear<S> layer = trained_layer<S>();
-  const Matrix<double> x = in_double(noise<S>(in, samples, 3)), B = in_double(layer.adapter.B), A = layer.adapter.A.template cast<double>();
-  Matrix<double> lora = in_double(layer.base.W) * x + law_alpha / rank * B * (A * x);
-  lora.colwise() += Vector<double>(layer.base.bias.template cast<double>());
+  const MatrixX<double> x = in_double(noise<S>(in, samples, 3)), B = in_double(layer.adapter.B), A = layer.adapter.A.template cast<double>();
+  MatrixX<double> lora = in_double(layer.base.W) * x + law_alpha / rank * B * (A * x);
+  lora.colwise() += VectorX<double>(layer.base.bias.template cast<double>());
   CHECK(gap(in_double(layer.forward(noise<S>(in, samples, 3), rank)), lora) < rounding<S>);
 }
 
@@ -99,7 +99,7 @@ TEMPLATE_TEST_CASE("oracle of DyLoRA: components past the rank never change the 
                    double) {
   using L = Linear<TestType>;
   const L layer = trained_layer<TestType>();
-  const Matrix<TestType> x = noise<TestType>(in, samples, 3);
+  const MatrixX<TestType> x = noise<TestType>(in, samples, 3);
   for (Index b = 1; b < rank; ++b) {
     L changed = layer;
     changed.adapter.A.bottomRows(rank - b).setConstant(7);

@@ -23,10 +23,10 @@ TEMPLATE_TEST_CASE("oracle of LoRA convolution: loralib's layout is B A read row
       CHECK(adapter.max_rank() == rank);
       CHECK(adapter.out_channels() == out);
       CHECK(adapter.patch_size() == in / groups * k * k);
-      const Matrix<double> A = in_double(noise<S>(rank * k, in * k, 1)), B = in_double(noise<S>(out / groups * k, rank * k, 2));
+      const MatrixX<double> A = in_double(noise<S>(rank * k, in * k, 1)), B = in_double(noise<S>(out / groups * k, rank * k, 2));
       for (Index b = 1; b <= rank; ++b) {
-        const Matrix<S> delta = adapter.delta(b);
-        Matrix<double> expected(delta.rows(), delta.cols());
+        const MatrixX<S> delta = adapter.delta(b);
+        MatrixX<double> expected(delta.rows(), delta.cols());
         for (Index i = 0; i < expected.rows(); ++i) {
           for (Index j = 0; j < expected.cols(); ++j) {
             const Index flat = i * expected.cols() + j, row = flat / A.cols(), column = flat % A.cols();
@@ -36,11 +36,11 @@ TEMPLATE_TEST_CASE("oracle of LoRA convolution: loralib's layout is B A read row
           }
         }
         CHECK(gap(in_double(delta), expected) < rounding<S>);
-        const Matrix<S> W = noise<S>(out, delta.cols(), 3);
-        const Vector<S> bias = noise<S>(out, 1, 4);
+        const MatrixX<S> W = noise<S>(out, delta.cols(), 3);
+        const VectorX<S> bias = noise<S>(out, 1, 4);
         const DenseWeight<S> merged = adapter.merged({W, bias}, b);
-        CHECK(same_bits(merged.W, Matrix<S>(W + delta)));
-        CHECK(same_bits(Matrix<S>(merged.bias), Matrix<S>(bias)));
+        CHECK(same_bits(merged.W, MatrixX<S>(W + delta)));
+        CHECK(same_bits(MatrixX<S>(merged.bias), MatrixX<S>(bias)));
       }
       CHECK(adapter.delta(RankSlice::none()).isZero(0));
     }
@@ -66,14 +66,14 @@ TEST_CASE("a convolution takes over an adapter in loralib's layout and trains it
   const DenseWeight<double> base(noise<double>(5, 18, 5), noise<double>(5, 1, 6));
   const Unfold unfold({.channels = 2, .image = {4, 4}, .kernel = {3, 3}});
   const Conv2d<double> conv(unfold, {Linear<double>(base, loralib.low_rank())});
-  const Matrix<double> x = noise<double>(32, 2, 7);
+  const MatrixX<double> x = noise<double>(32, 2, 7);
   for (const Index b : {1, 2}) {
     const Conv2d<double, FrozenLinear<double>> merged(unfold, {FrozenLinear<double>(loralib.merged(base, b))});
     CHECK(gap(conv.forward(x, b * 9), merged.forward(x, RankSlice::none())) < rounding<double>);
   }
   Conv2d<double>::Cache cache;
   auto gradients = zeros_like(conv);
-  const Matrix<double> y = conv.forward(x, 18, cache);
+  const MatrixX<double> y = conv.forward(x, 18, cache);
   (void)conv.backward(y, cache, gradients);
   CHECK_FALSE(gradients.groups[0].adapter.A.isZero(0));
 }
@@ -88,7 +88,7 @@ TEST_CASE("an adapter in loralib's layout of rank 0 adds nothing") {
 
 TEST_CASE("loralib's layout refuses what does not fit and says what was expected and what came") {
   const auto make = [](Index rows_of_A, Index cols_of_A, Index rows_of_B, Index cols_of_B, LoralibConv2dOptions options) {
-    return LoralibConv2d<float>(RowMatrix<float>::Ones(rows_of_A, cols_of_A), Matrix<float>::Ones(rows_of_B, cols_of_B), options);
+    return LoralibConv2d<float>(RowMatrix<float>::Ones(rows_of_A, cols_of_A), MatrixX<float>::Ones(rows_of_B, cols_of_B), options);
   };
   CHECK_THROWS_SAYING(ShapeError, make(6, 12, 9, 5, {}), "columns of lora_B", "expected 6", "got 5");
   CHECK_THROWS_SAYING(ShapeError, make(5, 12, 9, 5, {}), "rows of lora_A modulo kernel", "expected 0", "got 2");

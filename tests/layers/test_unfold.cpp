@@ -22,7 +22,7 @@ inline const std::vector<UnfoldOptions> geometries{
 
 /// The value of the padded image that an element of a patch is, by its definition.
 template <class S>
-S element(const UnfoldOptions& o, const Matrix<S>& images, Index image, Index channel, Index row, Index column) {
+S element(const UnfoldOptions& o, const MatrixX<S>& images, Index image, Index channel, Index row, Index column) {
   if (row < 0 || row >= o.image.height || column < 0 || column >= o.image.width) return S(0);
   return images((channel * o.image.height + row) * o.image.width + column, image);
 }
@@ -31,9 +31,9 @@ TEMPLATE_TEST_CASE("a patch is what the kernel sees at its position, and zero wh
   using S = TestType;
   for (const UnfoldOptions& o : geometries) {
     const Unfold unfold(o);
-    const Matrix<S> images = noise<S>(unfold.image_size(), 3, 1);
+    const MatrixX<S> images = noise<S>(unfold.image_size(), 3, 1);
     const Index rows = unfold.patch_size(o.channels), count = 3 * unfold.positions();
-    Matrix<S> patches = all_nan<S>(rows, count), expected(rows, count);
+    MatrixX<S> patches = all_nan<S>(rows, count), expected(rows, count);
     unfold.gather<S>(images, 0, o.channels, 0, patches);
     for (Index p = 0; p < count; ++p) {
       const Index within = p % unfold.positions();
@@ -68,16 +68,16 @@ TEMPLATE_TEST_CASE("patches of some channels at some positions are a block of al
   using S = TestType;
   for (const UnfoldOptions& o : geometries) {
     const Unfold unfold(o);
-    const Matrix<S> images = noise<S>(unfold.image_size(), 3, 1);
+    const MatrixX<S> images = noise<S>(unfold.image_size(), 3, 1);
     const Index count = 3 * unfold.positions();
-    Matrix<S> all(unfold.patch_size(o.channels), count);
+    MatrixX<S> all(unfold.patch_size(o.channels), count);
     unfold.gather<S>(images, 0, o.channels, 0, all);
     for (Index first = 0; first < o.channels; ++first) {
       const Index channels = o.channels - first, begin = count / 3, part = count / 2;
-      Matrix<S> patches = all_nan<S>(unfold.patch_size(channels) + 1, part);
+      MatrixX<S> patches = all_nan<S>(unfold.patch_size(channels) + 1, part);
       unfold.gather<S>(images, first, channels, begin, patches.topRows(patches.rows() - 1));
-      CHECK(same_bits(Matrix<S>(patches.topRows(patches.rows() - 1)),
-                      Matrix<S>(all.block(unfold.patch_size(first), begin, unfold.patch_size(channels), part))));
+      CHECK(same_bits(MatrixX<S>(patches.topRows(patches.rows() - 1)),
+                      MatrixX<S>(all.block(unfold.patch_size(first), begin, unfold.patch_size(channels), part))));
       CHECK(patches.bottomRows(1).array().isNaN().all());
     }
   }
@@ -87,20 +87,20 @@ TEST_CASE("add_scatter is the adjoint of gather") {
   for (const UnfoldOptions& o : geometries) {
     const Unfold unfold(o);
     const Index rows = unfold.patch_size(o.channels), count = 3 * unfold.positions();
-    Matrix<double> gather(rows * count, 3 * unfold.image_size()), scatter(3 * unfold.image_size(), rows * count);
+    MatrixX<double> gather(rows * count, 3 * unfold.image_size()), scatter(3 * unfold.image_size(), rows * count);
     for (Index i = 0; i < gather.cols(); ++i) {
-      Matrix<double> images = Matrix<double>::Zero(unfold.image_size(), 3), patches(rows, count);
+      MatrixX<double> images = MatrixX<double>::Zero(unfold.image_size(), 3), patches(rows, count);
       images.data()[i] = 1;
       unfold.gather<double>(images, 0, o.channels, 0, patches);
       gather.col(i) = patches.reshaped();
     }
     for (Index i = 0; i < scatter.cols(); ++i) {
-      Matrix<double> images = Matrix<double>::Zero(unfold.image_size(), 3), patches = Matrix<double>::Zero(rows, count);
+      MatrixX<double> images = MatrixX<double>::Zero(unfold.image_size(), 3), patches = MatrixX<double>::Zero(rows, count);
       patches.data()[i] = 1;
       unfold.add_scatter<double>(patches, 0, o.channels, 0, images);
       scatter.col(i) = images.reshaped();
     }
-    CHECK(same_bits(scatter, Matrix<double>(gather.transpose())));
+    CHECK(same_bits(scatter, MatrixX<double>(gather.transpose())));
   }
 }
 
@@ -109,8 +109,8 @@ TEMPLATE_TEST_CASE("add_scatter adds, with the same bits however the positions a
   for (const UnfoldOptions& o : geometries) {
     const Unfold unfold(o);
     const Index count = 3 * unfold.positions();
-    const Matrix<S> patches = noise<S>(unfold.patch_size(o.channels), count, 2), before = noise<S>(unfold.image_size(), 3, 3);
-    Matrix<S> whole = before, divided = before, zero = Matrix<S>::Zero(unfold.image_size(), 3);
+    const MatrixX<S> patches = noise<S>(unfold.patch_size(o.channels), count, 2), before = noise<S>(unfold.image_size(), 3, 3);
+    MatrixX<S> whole = before, divided = before, zero = MatrixX<S>::Zero(unfold.image_size(), 3);
     unfold.add_scatter<S>(patches, 0, o.channels, 0, whole);
     unfold.add_scatter<S>(patches, 0, o.channels, 0, zero);
     CHECK(gap(in_double(whole), in_double<S>(before + zero)) < rounding<S>);
@@ -128,16 +128,16 @@ TEMPLATE_TEST_CASE("outputs are taken as columns of positions and put back", "",
   for (const UnfoldOptions& o : geometries) {
     const Unfold unfold(o);
     const Index P = unfold.positions(), channels = 4;
-    const Matrix<S> outputs = noise<S>(channels * P, 3, 1);
-    Matrix<S> expected(2, 3 * P), put = outputs;
+    const MatrixX<S> outputs = noise<S>(channels * P, 3, 1);
+    MatrixX<S> expected(2, 3 * P), put = outputs;
     for (Index p = 0; p < 3 * P; ++p) {
       for (Index c = 0; c < 2; ++c) expected(c, p) = outputs((c + 1) * P + p % P, p / P);
     }
     for (const Index begin : {Index{0}, P - 1, P}) {
       const Index count = 3 * P - begin - (begin > 0 ? 1 : 0);
-      Matrix<S> values = all_nan<S>(2, count);
+      MatrixX<S> values = all_nan<S>(2, count);
       unfold.take_output<S>(outputs, 1, begin, values);
-      CHECK(same_bits(values, Matrix<S>(expected.middleCols(begin, count))));
+      CHECK(same_bits(values, MatrixX<S>(expected.middleCols(begin, count))));
       put.middleRows(P, 2 * P).setConstant(nan<S>);
       unfold.put_output<S>(expected, 1, 0, put);
       unfold.put_output<S>(values, 1, begin, put);
@@ -149,20 +149,20 @@ TEMPLATE_TEST_CASE("outputs are taken as columns of positions and put back", "",
 TEMPLATE_TEST_CASE("patches and their adjoint have the same bits for any number of threads", "", float, double) {
   using S = TestType;
   const Unfold unfold({.channels = 7, .image = {60, 50}, .kernel = {3, 5}, .stride = {1, 2}, .padding = {2, 1}, .dilation = {2, 1}});
-  const Matrix<S> images = noise<S>(unfold.image_size(), 5, 1);
+  const MatrixX<S> images = noise<S>(unfold.image_size(), 5, 1);
   const Index rows = unfold.patch_size(7), count = 5 * unfold.positions();
-  const Matrix<S> d_patches = noise<S>(rows, count, 2);
+  const MatrixX<S> d_patches = noise<S>(rows, count, 2);
   const auto both = [&] {
-    Matrix<S> patches(rows, count), d_images = images;
+    MatrixX<S> patches(rows, count), d_images = images;
     unfold.gather<S>(images, 0, 7, 0, patches);
     unfold.add_scatter<S>(d_patches, 0, 7, 0, d_images);
-    Matrix<S> values(3, count), outputs = Matrix<S>::Zero(5 * unfold.positions(), 5);
+    MatrixX<S> values(3, count), outputs = MatrixX<S>::Zero(5 * unfold.positions(), 5);
     unfold.put_output<S>(d_patches.topRows(5), 0, 0, outputs);
     unfold.take_output<S>(outputs, 2, 0, values);
-    return std::vector<Matrix<S>>{patches, d_images, outputs, values};
+    return std::vector<MatrixX<S>>{patches, d_images, outputs, values};
   };
   const auto expected = both();
-  for_each_threading(both, [&](const std::vector<Matrix<S>>& got, const std::string& where) {
+  for_each_threading(both, [&](const std::vector<MatrixX<S>>& got, const std::string& where) {
     INFO(where);
     for (std::size_t i = 0; i < expected.size(); ++i) CHECK(same_bits(got[i], expected[i]));
   });
@@ -186,7 +186,7 @@ TEST_CASE("an unfold refuses a geometry that is none and says what was expected 
 
 TEST_CASE("an unfold refuses matrices that do not fit and says what was expected and what came") {
   const Unfold unfold({.channels = 2, .image = {3, 4}, .kernel = {2, 2}});  // 6 positions
-  Matrix<float> images = noise<float>(24, 2, 1), patches(8, 12), short_images(23, 2), outputs(5 * 6, 2), values(2, 12);
+  MatrixX<float> images = noise<float>(24, 2, 1), patches(8, 12), short_images(23, 2), outputs(5 * 6, 2), values(2, 12);
   const auto gather = [&](auto&& x, Index first, Index channels, Index begin, auto&& to) {
     unfold.gather<float>(x, first, channels, begin, to);
   };

@@ -30,10 +30,10 @@ TEST_CASE("a buffer is contiguous by columns in every shape") {
 TEST_CASE("a buffer takes over shape and elements") {
   Buffer<float> buffer;
   for (const Index cols : {5, 2, 7}) {
-    const Matrix<float> source = noise<float>(4, cols, 1);
+    const MatrixX<float> source = noise<float>(4, cols, 1);
     buffer.assign(source);
-    CHECK(same_bits(Matrix<float>(buffer.view()), source));
-    CHECK(same_bits(Matrix<float>(std::as_const(buffer).view()), source));
+    CHECK(same_bits(MatrixX<float>(buffer.view()), source));
+    CHECK(same_bits(MatrixX<float>(std::as_const(buffer).view()), source));
   }
 }
 
@@ -42,7 +42,7 @@ TEST_CASE("a copy of a buffer has memory of its own") {
   buffer.assign(noise<float>(4, 3, 1));
   Buffer<float> copy = buffer;
   copy.view().setZero();
-  CHECK(same_bits(Matrix<float>(buffer.view()), noise<float>(4, 3, 1)));
+  CHECK(same_bits(MatrixX<float>(buffer.view()), noise<float>(4, 3, 1)));
 }
 
 }  // namespace dylora::test

@@ -39,11 +39,11 @@ void check_same_bits(F&& f) {
 }
 
 template <class L, class Forward>
-Vector<typename L::Scalar> outputs_and_gradients(const L& layer, const Matrix<typename L::Scalar>& dy, Forward&& forward) {
+VectorX<typename L::Scalar> outputs_and_gradients(const L& layer, const MatrixX<typename L::Scalar>& dy, Forward&& forward) {
   using S = typename L::Scalar;
   typename L::Cache cache;
   auto gradients = zeros_like(layer);
-  const Matrix<S> y = forward(cache), dx = layer.backward(dy, cache, gradients);
+  const MatrixX<S> y = forward(cache), dx = layer.backward(dy, cache, gradients);
   return joined<S>({y.reshaped(), dx.reshaped(), values<L>(gradients)});
 }
 
@@ -59,13 +59,13 @@ Attention<S> big_attention(Index features, Index max_rank) {
 /// 200 steps of DyLoRA with AdamW, in turn two micro-batches at ranks of their own and one batch of several ranks, each with its share of
 /// the sequences; what the losses and the parameters were.
 template <class L, class Forward>
-Vector<float> train(L layer, Index max_rank, const Sequences& sequences, Forward&& forward) {
+VectorX<float> train(L layer, Index max_rank, const Sequences& sequences, Forward&& forward) {
   Rng rng(6);
   const Index samples = sequences.tokens();
-  const Matrix<float> x = noise<float>(layer.in_features(), samples, 4), target = noise<float>(layer.out_features(), samples, 5);
+  const MatrixX<float> x = noise<float>(layer.in_features(), samples, 4), target = noise<float>(layer.out_features(), samples, 5);
   auto gradients = zeros_like(layer);
   typename L::Cache cache;
-  Matrix<float> y(target.rows(), samples), dy = y, dx(x.rows(), samples);
+  MatrixX<float> y(target.rows(), samples), dy = y, dx(x.rows(), samples);
   AdamW optimizer(layer, {.lr = 1e-2, .weight_decay = 0.01, .max_norm = 1});
   const auto pass = [&](const BatchRanks& ranks, double weight) {
     forward(layer, x, ranks, cache, y);
@@ -73,7 +73,7 @@ Vector<float> train(L layer, Index max_rank, const Sequences& sequences, Forward
     layer.backward(dy, cache, gradients, dx);
     return value;
   };
-  Vector<float> losses(200);
+  VectorX<float> losses(200);
   for (Index step = 0; step < losses.size(); ++step) {
     if (step % 2 == 0) {
       losses[step] = static_cast<float>(train_step(layer, optimizer, gradients, FreshRanks(UniformRank{1, max_rank}, 2)(step, rng),
@@ -95,7 +95,7 @@ TEMPLATE_TEST_CASE("a linear layer gives the same bits for any number of threads
   using L = Linear<S>;
   L layer = MakeLayer<L>::make(530, 300, true, 37, 1);
   randomize<L>(layer, 2);
-  const Matrix<S> x = noise<S>(530, 70, 3), dy = noise<S>(300, 70, 4);
+  const MatrixX<S> x = noise<S>(530, 70, 3), dy = noise<S>(300, 70, 4);
   const BatchRanks mixed = BatchRanks::per_sequence(Sequences({31, 1, 20, 18}), {37, RankSlice::none(), {19, 18}, 1});
   for (const BatchRanks& ranks : {BatchRanks(1), BatchRanks(19, 18), BatchRanks(37), mixed}) {
     check_same_bits([&] { return outputs_and_gradients(layer, dy, [&](auto& cache) { return layer.forward(x, ranks, cache); }); });
@@ -107,7 +107,7 @@ TEMPLATE_TEST_CASE("a wide batch gives the same bits for any number of threads",
   using L = Linear<S, LowRank<S>, WeightView<S, RowMatrix<S>>>;
   L layer = MakeLayer<L>::make(61, 47, false, 5, 1);
   randomize<L>(layer, 2);
-  const Matrix<S> x = noise<S>(61, 1037, 3), dy = noise<S>(47, 1037, 4);
+  const MatrixX<S> x = noise<S>(61, 1037, 3), dy = noise<S>(47, 1037, 4);
   const BatchRanks mixed = BatchRanks::per_sequence(Sequences({600, 1, 300, 136}), {3, 5, RankSlice::none(), {4, 3}});
   for (const BatchRanks& ranks : {BatchRanks(3), mixed}) {
     check_same_bits([&] { return outputs_and_gradients(layer, dy, [&](auto& cache) { return layer.forward(x, ranks, cache); }); });
@@ -119,7 +119,7 @@ TEMPLATE_TEST_CASE("a few tokens give the same bits for any number of threads", 
   const auto check = [](const auto& layer) {
     using L = std::remove_cvref_t<decltype(layer)>;
     for (const Index tokens : {1, 3}) {
-      const Matrix<S> x = noise<S>(1030, tokens, 3), dy = noise<S>(700, tokens, 4);
+      const MatrixX<S> x = noise<S>(1030, tokens, 3), dy = noise<S>(700, tokens, 4);
       for (const Index rank : {1, 5}) {
         check_same_bits([&] { return outputs_and_gradients<L>(layer, dy, [&](auto& cache) { return layer.forward(x, rank, cache); }); });
       }
@@ -137,28 +137,28 @@ TEMPLATE_TEST_CASE("a few tokens give the same bits for any number of threads", 
 TEMPLATE_TEST_CASE("dot products give the same bits for any number of threads", "", float, double) {
   using S = TestType;
   const RowMatrix<S> lhs = noise<S>(16, 530, 1);
-  const Matrix<S> rhs = noise<S>(530, 70, 2);
+  const MatrixX<S> rhs = noise<S>(530, 70, 2);
   check_same_bits([&] {
-    Matrix<S> dst(16, 70);
+    MatrixX<S> dst(16, 70);
     set_dot_products(dst, lhs, rhs);
-    return Vector<S>(dst.reshaped());
+    return VectorX<S>(dst.reshaped());
   });
 }
 
 TEST_CASE("a large buffer takes over every element on any number of threads") {
-  const Matrix<float> source = noise<float>(701, 811, 1);
+  const MatrixX<float> source = noise<float>(701, 811, 1);
   check_same_bits([&] {
     Buffer<float> buffer;
     buffer.assign(source);
-    CHECK(same_bits(Matrix<float>(buffer.view()), source));
-    return Vector<float>(buffer.view().reshaped());
+    CHECK(same_bits(MatrixX<float>(buffer.view()), source));
+    return VectorX<float>(buffer.view().reshaped());
   });
 }
 
 TEMPLATE_TEST_CASE("an attention gives the same bits for any number of threads", "", float, double) {
   using S = TestType;
   const Sequences sequences({70, 1, 131, 64});
-  const Matrix<S> x = noise<S>(60, sequences.tokens(), 3), dy = noise<S>(60, sequences.tokens(), 4);
+  const MatrixX<S> x = noise<S>(60, sequences.tokens(), 3), dy = noise<S>(60, sequences.tokens(), 4);
   const BatchRanks mixed = BatchRanks::per_sequence(sequences, {7, RankSlice::none(), {4, 3}, 1});
   const auto check = [&](const auto& attention) {
     for (const BatchRanks& ranks : {BatchRanks(1), BatchRanks(4, 3), BatchRanks(7), mixed}) {
@@ -176,12 +176,12 @@ TEMPLATE_TEST_CASE("an attention gives the same bits for any number of threads",
 }
 
 TEST_CASE("a cross entropy gives the same bits for any number of threads") {
-  const Matrix<float> logits = noise<float>(300, 530, 1);
+  const MatrixX<float> logits = noise<float>(300, 530, 1);
   std::vector<Index> targets;
   for (Index i = 0; i < 530; ++i) targets.push_back(i % 300);
   check_same_bits([&] {
     const auto loss = cross_entropy<float>(logits, targets);
-    return joined<float>({loss.gradient.reshaped(), Vector<float>::Constant(1, static_cast<float>(loss.value))});
+    return joined<float>({loss.gradient.reshaped(), VectorX<float>::Constant(1, static_cast<float>(loss.value))});
   });
 }
 

@@ -11,15 +11,15 @@ namespace dylora::test {
 
 namespace {
 
-Matrix<double> product_of(const Svd& svd) { return svd.U * svd.singular_values.asDiagonal() * svd.V.transpose(); }
+MatrixX<double> product_of(const Svd& svd) { return svd.U * svd.singular_values.asDiagonal() * svd.V.transpose(); }
 
-double non_orthogonality(const Matrix<double>& Q) { return (Q.transpose() * Q - Matrix<double>::Identity(Q.cols(), Q.cols())).norm(); }
+double non_orthogonality(const MatrixX<double>& Q) { return (Q.transpose() * Q - MatrixX<double>::Identity(Q.cols(), Q.cols())).norm(); }
 
 }  // namespace
 
 TEST_CASE("a thin decomposition is orthonormal, falls, and multiplies to the matrix") {
   for (const auto& [rows, cols] : {std::pair<Index, Index>{1, 1}, {1, 9}, {9, 1}, {20, 7}, {7, 20}, {70, 70}, {90, 40}, {40, 90}}) {
-    const Matrix<double> W = noise<double>(rows, cols, 1);
+    const MatrixX<double> W = noise<double>(rows, cols, 1);
     const Svd svd = thin_svd(W);
     const Index k = std::min(rows, cols);
     REQUIRE(svd.U.rows() == rows);
@@ -36,15 +36,15 @@ TEST_CASE("a thin decomposition is orthonormal, falls, and multiplies to the mat
 }
 
 TEST_CASE("the singular values of a diagonal are its elements without sign, in order") {
-  const Svd svd = thin_svd(Matrix<double>(Vector<double>{{1, -5, 0, 2}}.asDiagonal()));
-  CHECK(gap(svd.singular_values, Vector<double>{{5, 2, 1, 0}}) < 1e-15);
+  const Svd svd = thin_svd(MatrixX<double>(VectorX<double>{{1, -5, 0, 2}}.asDiagonal()));
+  CHECK(gap(svd.singular_values, VectorX<double>{{5, 2, 1, 0}}) < 1e-15);
   CHECK(std::abs(svd.U(1, 0)) == Approx(1));
   CHECK(svd.U(1, 0) * svd.V(1, 0) == Approx(-1));
-  CHECK(thin_svd(Matrix<double>::Zero(3, 2)).singular_values.isZero(0));
+  CHECK(thin_svd(MatrixX<double>::Zero(3, 2)).singular_values.isZero(0));
 }
 
 TEST_CASE("the largest element of each left vector is positive") {
-  const Matrix<double> W = noise<double>(30, 20, 2);
+  const MatrixX<double> W = noise<double>(30, 20, 2);
   const Svd svd = thin_svd(W), negative = thin_svd(-W);
   for (Index j = 0; j < 20; ++j) CHECK(svd.U.col(j).maxCoeff() == svd.U.col(j).cwiseAbs().maxCoeff());
   CHECK(gap(negative.U, svd.U) < 1e-12);
@@ -52,16 +52,16 @@ TEST_CASE("the largest element of each left vector is positive") {
 }
 
 TEST_CASE("a decomposition takes any scalar, storage order and expression, and computes in double") {
-  const Matrix<float> W = noise<float>(12, 9, 3);
-  const Svd expected = thin_svd(Matrix<double>(W.cast<double>()));
+  const MatrixX<float> W = noise<float>(12, 9, 3);
+  const Svd expected = thin_svd(MatrixX<double>(W.cast<double>()));
   CHECK(same_bits(thin_svd(W).U, expected.U));
   CHECK(same_bits(thin_svd(RowMatrix<float>(W)).U, expected.U));
   CHECK(same_bits(thin_svd(W.transpose().transpose()).V, expected.V));
-  CHECK(same_bits(thin_svd(W.topRows(5)).V, thin_svd(Matrix<float>(W.topRows(5))).V));
+  CHECK(same_bits(thin_svd(W.topRows(5)).V, thin_svd(MatrixX<float>(W.topRows(5))).V));
 }
 
 TEST_CASE("a decomposition has the same bits for any number of threads") {
-  const Matrix<double> W = noise<double>(670, 670, 4);  // large enough for Eigen's own threads to change them
+  const MatrixX<double> W = noise<double>(670, 670, 4);  // large enough for Eigen's own threads to change them
   const Svd expected = thin_svd(W);
   for_each_threading([&] { return thin_svd(W); },
                      [&](const Svd& got, const std::string& where) {
@@ -73,8 +73,8 @@ TEST_CASE("a decomposition has the same bits for any number of threads") {
 }
 
 TEST_CASE("what cannot be decomposed is refused") {
-  CHECK_THROWS_SAYING(ShapeError, thin_svd(Matrix<double>(0, 5)), "thin_svd", "with elements", "0 × 5");
-  Matrix<double> W = noise<double>(4, 3, 1);
+  CHECK_THROWS_SAYING(ShapeError, thin_svd(MatrixX<double>(0, 5)), "thin_svd", "with elements", "0 × 5");
+  MatrixX<double> W = noise<double>(4, 3, 1);
   W(3, 2) = nan<double>;
   CHECK_THROWS_SAYING(NonFiniteError, thin_svd(W), "thin_svd: W", "expected finite");
   W(3, 2) = std::numeric_limits<double>::infinity();

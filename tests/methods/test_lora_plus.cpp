@@ -24,9 +24,9 @@ namespace {
 
 /// One step of a Linear whose B is 0 on a regression: the changes of A and B.
 template <template <class> class Optimizer, class Options>
-std::pair<RowMatrix<double>, Matrix<double>> first_step(Options options) {
+std::pair<RowMatrix<double>, MatrixX<double>> first_step(Options options) {
   Rng rng(1);
-  Linear<double> layer(Matrix<double>(noise<double>(6, 8, 1)), {.max_rank = 4, .alpha = 8}, rng);
+  Linear<double> layer(MatrixX<double>(noise<double>(6, 8, 1)), {.max_rank = 4, .alpha = 8}, rng);
   const RowMatrix<double> A = layer.adapter.A;
   typename Linear<double>::Cache cache;
   auto gradients = zeros_like(layer);
@@ -45,7 +45,7 @@ TEST_CASE("oracle of LoRA+: from B = 0 a step of Sgd moves B by ratio times as m
   CHECK(dA.isZero(0));
   CHECK(plus_dA.isZero(0));
   CHECK(dB.leftCols(3).cwiseAbs().minCoeff() > 0);
-  CHECK(same_bits(plus_dB, Matrix<double>(16 * dB)));
+  CHECK(same_bits(plus_dB, MatrixX<double>(16 * dB)));
 }
 
 TEST_CASE("oracle of LoRA+: from B = 0 a step of AdamW moves B by ratio times as much and A not at all") {
@@ -54,7 +54,7 @@ TEST_CASE("oracle of LoRA+: from B = 0 a step of AdamW moves B by ratio times as
   CHECK(dA.isZero(0));
   CHECK(plus_dA.isZero(0));
   CHECK(dB.leftCols(3).cwiseAbs().minCoeff() > 0);
-  CHECK(same_bits(plus_dB, Matrix<double>(16 * dB)));
+  CHECK(same_bits(plus_dB, MatrixX<double>(16 * dB)));
 }
 
 TEST_CASE("oracle of LoRA+: what is B is said by its factor and not by its name or shape") {
@@ -89,7 +89,7 @@ TEST_CASE("the factors of layers are told apart by what their parameters are") {
     return result;
   };
   Rng rng(1);
-  CHECK(ratios(Linear<double>(Matrix<double>(noise<double>(6, 8, 1)), {.max_rank = 4}, rng)) == std::vector<double>{1, 16});
+  CHECK(ratios(Linear<double>(MatrixX<double>(noise<double>(6, 8, 1)), {.max_rank = 4}, rng)) == std::vector<double>{1, 16});
   CHECK(ratios(Embedding<double>(noise<double>(6, 8, 1), {.max_rank = 4}, rng)) == std::vector<double>{0.5, 0.5});
 }
 

@@ -162,7 +162,7 @@ Gpt2Model golden_model(const Gpt2& pretrained, const std::string& name) {
   Index read = 0;
   for_each_adapter(
       [&](const std::string& parameter, auto& p) {
-        const Matrix<float> values = file.matrix<float>(name + "/parameters/" + parameter);
+        const MatrixX<float> values = file.matrix<float>(name + "/parameters/" + parameter);
         REQUIRE(values.rows() == p.rows());
         REQUIRE(values.cols() == p.cols());
         p = values;
@@ -173,21 +173,21 @@ Gpt2Model golden_model(const Gpt2& pretrained, const std::string& name) {
   return model;
 }
 
-Matrix<float> logits_of(const Gpt2Model& model, dylora::RankSlice rank) {
+MatrixX<float> logits_of(const Gpt2Model& model, dylora::RankSlice rank) {
   Gpt2Model::Cache cache;
   model.forward(golden_file().integers("tokens"), dylora::Sequences(golden_file().integers("lengths")), rank, cache);
   return cache.logits.view();
 }
 
-Matrix<float> logits_of(const Gpt2& pretrained) { return logits_of(golden_model(pretrained, "all"), 4); }
-Matrix<float> logits_of(const TemporaryFolder& folder) { return logits_of(Gpt2(folder.path())); }
+MatrixX<float> logits_of(const Gpt2& pretrained) { return logits_of(golden_model(pretrained, "all"), 4); }
+MatrixX<float> logits_of(const TemporaryFolder& folder) { return logits_of(Gpt2(folder.path())); }
 
-const Matrix<float>& expected_logits() {
-  static const Matrix<float> logits = logits_of(ModelFolder());
+const MatrixX<float>& expected_logits() {
+  static const MatrixX<float> logits = logits_of(ModelFolder());
   return logits;
 }
 
-Matrix<float> every_eighth_row(const Matrix<float>& m) { return m(Eigen::seq(0, m.rows() - 1, 8), Eigen::all); }
+MatrixX<float> every_eighth_row(const MatrixX<float>& m) { return m(Eigen::seq(0, m.rows() - 1, 8), Eigen::all); }
 
 /// Bytes of this process that are in memory; 0 where the system does not say.
 std::uintmax_t resident_bytes() {
@@ -278,7 +278,7 @@ TEST_CASE("A pretrained GPT-2 with adapters computes what PyTorch does with the 
       Gpt2Model::Workspace workspace;
       auto gradients = dylora::zeros_like(model);
       model.forward(file.integers("tokens"), dylora::Sequences(file.integers("lengths")), rank, cache);
-      const Matrix<float> logits = cache.logits.view();
+      const MatrixX<float> logits = cache.logits.view();
       if (at_rank == "all/4") golden::check(every_eighth_row(logits), file, "logits");
       const auto loss = dylora::cross_entropy(logits, file.integers("targets"));
       golden::check_number<float>(loss.value, file, at_rank + "/loss");
@@ -303,7 +303,7 @@ TEST_CASE("A pretrained GPT-2 generates token by token what PyTorch computes at 
   const Gpt2Model model = golden_model(pretrained, "all");
   const auto tokens = golden_file().integers("tokens");
   std::vector<dylora::KeyValueCache<float>> past;
-  Matrix<float> logits(model.config.vocabulary, model.config.context);
+  MatrixX<float> logits(model.config.vocabulary, model.config.context);
   for (Index i = 0; i < logits.cols(); ++i) logits.col(i) = model.extend({&tokens[static_cast<std::size_t>(i)], 1}, 4, past);
   CHECK(golden::error(every_eighth_row(logits), golden_file()["logits"].leftCols(logits.cols())) <= golden::tolerance<float>);
 }
@@ -313,7 +313,7 @@ TEST_CASE("Fresh adapters leave the pretrained GPT-2 as it is") {
   const Gpt2 pretrained(folder.path());
   Rng rng(0);
   const Gpt2Model model = pretrained.adapted({.max_rank = 4}, {}, rng);
-  const Matrix<float> plain = logits_of(model, dylora::RankSlice::none());
+  const MatrixX<float> plain = logits_of(model, dylora::RankSlice::none());
   CHECK(same_bits(logits_of(model, 4), plain));
   CHECK(same_bits(logits_of(golden_model(pretrained, "all"), dylora::RankSlice::none()), plain));
   CHECK_FALSE(same_bits(plain, expected_logits()));
@@ -400,7 +400,7 @@ TEST_CASE("The same model comes out of every form that the files may have") {
     for (float& value : tensors["lm_head.weight"].values) value = -value;
     const ModelFolder negated(tensors);
     negated.configure({{"tie_word_embeddings", false}});
-    CHECK(same_bits(logits_of(negated), Matrix<float>(-expected_logits())));
+    CHECK(same_bits(logits_of(negated), MatrixX<float>(-expected_logits())));
     negated.configure({{"tie_word_embeddings", true}});  // then what the file has for a head is not looked at
     CHECK(same_bits(logits_of(negated), expected_logits()));
   }
@@ -445,7 +445,7 @@ TEST_CASE("The same model comes out of every form that the files may have") {
       }
     }
     CHECK(rounded > 0);
-    const Matrix<float> expected = logits_of(ModelFolder(tensors));
+    const MatrixX<float> expected = logits_of(ModelFolder(tensors));
     CHECK_FALSE(same_bits(expected, expected_logits()));
     Tensors half = golden_tensors();
     for (auto& [name, tensor] : half) tensor.dtype = DType::BF16;

@@ -18,8 +18,8 @@ namespace {
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
 /// A row for each batch.
-Matrix<double> rows(std::initializer_list<std::initializer_list<double>> values) {
-  Matrix<double> result(static_cast<Index>(values.size()), static_cast<Index>(values.begin()->size()));
+MatrixX<double> rows(std::initializer_list<std::initializer_list<double>> values) {
+  MatrixX<double> result(static_cast<Index>(values.size()), static_cast<Index>(values.begin()->size()));
   Index i = 0;
   for (const auto& row : values) {
     Index j = 0;
@@ -29,15 +29,15 @@ Matrix<double> rows(std::initializer_list<std::initializer_list<double>> values)
   return result;
 }
 
-RankCurve curve_of(Index lowest, const Matrix<double>& losses) { return {lowest, losses, Vector<double>::Ones(losses.rows())}; }
+RankCurve curve_of(Index lowest, const MatrixX<double>& losses) { return {lowest, losses, VectorX<double>::Ones(losses.rows())}; }
 
-Vector<double> weights_of(Index batches, std::uint64_t seed) { return noise<double>(batches, 1, seed).array() + 1.5; }
+VectorX<double> weights_of(Index batches, std::uint64_t seed) { return noise<double>(batches, 1, seed).array() + 1.5; }
 
 }  // namespace
 
 TEST_CASE("a loss is the mean over the batches with the standard error of a mean") {
   for (const Index batches : {2, 3, 17, 100}) {
-    const Matrix<double> losses = noise<double>(batches, 4, 1);
+    const MatrixX<double> losses = noise<double>(batches, 4, 1);
     const RankCurve curve = curve_of(2, losses);
     CHECK(curve.lowest() == 2);
     CHECK(curve.highest() == 5);
@@ -60,8 +60,8 @@ TEST_CASE("a loss is the mean over the batches with the standard error of a mean
 }
 
 TEST_CASE("batches count by their weights and only in proportion") {
-  const Matrix<double> losses = noise<double>(9, 3, 1);
-  const Vector<double> weights = weights_of(9, 2);
+  const MatrixX<double> losses = noise<double>(9, 3, 1);
+  const VectorX<double> weights = weights_of(9, 2);
   const RankCurve curve(1, losses, weights), larger(1, losses, 1000 * weights);
   for (Index rank = 1; rank <= 3; ++rank) {
     double sum = 0, total = 0, squares = 0;
@@ -76,12 +76,12 @@ TEST_CASE("batches count by their weights and only in proportion") {
     CHECK(larger.loss(rank).mean == Approx(mean).epsilon(1e-13));
     CHECK(larger.loss(rank).standard_error == Approx(curve.loss(rank).standard_error).epsilon(1e-12));
   }
-  CHECK(RankCurve(1, rows({{1}, {4}}), Vector<double>{{2, 1}}).loss(1).mean == Approx(2).epsilon(1e-15));
+  CHECK(RankCurve(1, rows({{1}, {4}}), VectorX<double>{{2, 1}}).loss(1).mean == Approx(2).epsilon(1e-15));
 }
 
 TEST_CASE("the standard error is how far means over other batches lie apart") {
   // 4000 sets of 10 batches of unequal weights.
-  const Vector<double> weights = weights_of(10, 3);
+  const VectorX<double> weights = weights_of(10, 3);
   Rng rng(1);
   double squares = 0, claimed = 0;
   for (int i = 0; i < 4000; ++i) {
@@ -93,8 +93,8 @@ TEST_CASE("the standard error is how far means over other batches lie apart") {
 }
 
 TEST_CASE("an excess is the difference batch by batch") {
-  const Matrix<double> losses = noise<double>(9, 3, 1);
-  const Vector<double> weights = weights_of(9, 2);
+  const MatrixX<double> losses = noise<double>(9, 3, 1);
+  const VectorX<double> weights = weights_of(9, 2);
   const RankCurve curve(4, losses, weights);
   for (Index a = 4; a <= 6; ++a) {
     for (Index b = 4; b <= 6; ++b) {
@@ -110,8 +110,8 @@ TEST_CASE("an excess is the difference batch by batch") {
 }
 
 TEST_CASE("an excess is far more certain than the losses where a hard batch is hard at every rank") {
-  Matrix<double> losses = 0.01 * noise<double>(20, 4, 1);
-  losses.colwise() += Vector<double>(noise<double>(20, 1, 2));  // how hard each batch is
+  MatrixX<double> losses = 0.01 * noise<double>(20, 4, 1);
+  losses.colwise() += VectorX<double>(noise<double>(20, 1, 2));  // how hard each batch is
   losses.col(3).array() -= 0.05;
   const RankCurve curve = curve_of(1, losses);
   for (Index rank = 1; rank < 4; ++rank) {
@@ -122,7 +122,7 @@ TEST_CASE("an excess is far more certain than the losses where a hard batch is h
 }
 
 TEST_CASE("one batch has a mean and says nothing of others") {
-  const RankCurve curve(0, rows({{3, 2, 1}}), Vector<double>{{7}});
+  const RankCurve curve(0, rows({{3, 2, 1}}), VectorX<double>{{7}});
   CHECK(curve.batches() == 1);
   CHECK(curve.loss(1).mean == 2);
   CHECK(curve.loss(1).standard_error == infinity);
@@ -140,8 +140,8 @@ TEST_CASE("the best rank has the lowest mean and of equals it is the smallest") 
   CHECK(curve_of(5, rows({{3, 1, 2}, {3, 5, 2}})).best() == 7);
   CHECK(curve_of(1, rows({{2, 1, 1}})).best() == 2);
   CHECK(curve_of(1, rows({{1, 1, 1}})).best() == 1);
-  CHECK(RankCurve(1, rows({{0, 1}, {4, 2}}), Vector<double>{{1, 1}}).best() == 2);
-  CHECK(RankCurve(1, rows({{0, 1}, {4, 2}}), Vector<double>{{3, 1}}).best() == 1);
+  CHECK(RankCurve(1, rows({{0, 1}, {4, 2}}), VectorX<double>{{1, 1}}).best() == 2);
+  CHECK(RankCurve(1, rows({{0, 1}, {4, 2}}), VectorX<double>{{3, 1}}).best() == 1);
 }
 
 TEST_CASE("rank 0 is best only where there is no other") {
@@ -232,13 +232,13 @@ TEST_CASE("evaluated batches count by their weights or else equally") {
 }
 
 TEST_CASE("a curve refuses what is no measurement and names it") {
-  const Vector<double> two = Vector<double>::Ones(2);
+  const VectorX<double> two = VectorX<double>::Ones(2);
   CHECK_THROWS_SAYING(std::invalid_argument, RankCurve(-1, rows({{1}, {2}}), two), "RankCurve: lowest rank", "got -1");
-  CHECK_THROWS_SAYING(ShapeError, RankCurve(1, Matrix<double>(0, 3), Vector<double>()), "RankCurve: batches", "at least one");
-  CHECK_THROWS_SAYING(ShapeError, RankCurve(1, Matrix<double>(2, 0), two), "RankCurve: ranks", "at least one");
+  CHECK_THROWS_SAYING(ShapeError, RankCurve(1, MatrixX<double>(0, 3), VectorX<double>()), "RankCurve: batches", "at least one");
+  CHECK_THROWS_SAYING(ShapeError, RankCurve(1, MatrixX<double>(2, 0), two), "RankCurve: ranks", "at least one");
   CHECK_THROWS_SAYING(ShapeError, RankCurve(1, rows({{1}, {2}, {3}}), two), "RankCurve: number of weights", "expected 3", "got 2");
   for (const double weight : {0.0, -1.0, nan<double>, infinity}) {
-    CHECK_THROWS_SAYING(std::invalid_argument, RankCurve(1, rows({{1}, {2}}), Vector<double>{{1, weight}}), "RankCurve: weight of a batch",
+    CHECK_THROWS_SAYING(std::invalid_argument, RankCurve(1, rows({{1}, {2}}), VectorX<double>{{1, weight}}), "RankCurve: weight of a batch",
                         "a finite number > 0", "got");
   }
   for (const double bad : {nan<double>, infinity, -infinity}) {

@@ -22,20 +22,20 @@ namespace {
 using L = Linear<double>;
 
 /// The first columns of an orthogonal matrix without any direction of its own.
-Matrix<double> orthonormal(Index rows, Index cols, std::uint64_t seed) {
-  const Eigen::HouseholderQR<Matrix<double>> qr(noise<double>(rows, cols, seed));
-  return qr.householderQ() * Matrix<double>::Identity(rows, cols);
+MatrixX<double> orthonormal(Index rows, Index cols, std::uint64_t seed) {
+  const Eigen::HouseholderQR<MatrixX<double>> qr(noise<double>(rows, cols, seed));
+  return qr.householderQ() * MatrixX<double>::Identity(rows, cols);
 }
 
 /// A change to learn, and a layer that learns it.
 struct Problem {
-  Vector<double> sigma;
-  Matrix<double> U, V;  // columns uᵢ, vᵢ
-  Matrix<double> change;
-  Matrix<double> x, target;
+  VectorX<double> sigma;
+  MatrixX<double> U, V;  // columns uᵢ, vᵢ
+  MatrixX<double> change;
+  MatrixX<double> x, target;
   L layer;
 
-  Problem(Index out, Index in, Vector<double> sigma_, const LowRankOptions& options, std::uint64_t seed = 1)
+  Problem(Index out, Index in, VectorX<double> sigma_, const LowRankOptions& options, std::uint64_t seed = 1)
       : sigma(std::move(sigma_)),
         U(orthonormal(out, sigma.size(), seed)),
         V(orthonormal(in, sigma.size(), seed + 1)),
@@ -47,14 +47,14 @@ struct Problem {
 
   static L fresh(Index out, Index in, const LowRankOptions& options, std::uint64_t seed) {
     Rng rng(seed + 3);
-    return L(Matrix<double>(noise<double>(out, in, seed + 4)), options, rng);
+    return L(MatrixX<double>(noise<double>(out, in, seed + 4)), options, rng);
   }
 
   Index max_rank() const { return layer.max_rank(); }
 
   /// The loss, per output and sample, adding its gradient; for ‖C − Δ_b‖², times out.
   double backward(RankSlice rank, double weight, L::Cache& cache, L::Gradients& gradients) const {
-    Matrix<double> dy(target.rows(), target.cols());
+    MatrixX<double> dy(target.rows(), target.cols());
     const double loss = mse<double>(layer.forward(x, rank, cache), target, dy, weight);
     (void)layer.backward(dy, cache, gradients);
     return loss;
@@ -80,17 +80,17 @@ struct Problem {
   double best_error(Index rank) const { return sigma.tail(sigma.size() - rank).norm(); }
 
   /// ⟨uᵢ, B_j A_j vᵢ⟩: how much of direction i component j carries, without the scale.
-  Matrix<double> carried() const {
-    Matrix<double> result(sigma.size(), max_rank());
+  MatrixX<double> carried() const {
+    MatrixX<double> result(sigma.size(), max_rank());
     for (Index j = 0; j < max_rank(); ++j) {
-      const Vector<double> left = U.transpose() * layer.adapter.B.col(j), right = V.transpose() * layer.adapter.A.row(j).transpose();
+      const VectorX<double> left = U.transpose() * layer.adapter.B.col(j), right = V.transpose() * layer.adapter.A.row(j).transpose();
       result.col(j) = left.cwiseProduct(right);
     }
     return result;
   }
 
   /// Component j along uⱼ vⱼᵀ with the value c[j].
-  void align(const Vector<double>& c) {
+  void align(const VectorX<double>& c) {
     for (Index j = 0; j < max_rank(); ++j) {
       layer.adapter.B.col(j) = std::sqrt(c[j]) * U.col(j);
       layer.adapter.A.row(j) = std::sqrt(c[j]) * V.col(j).transpose();
@@ -119,13 +119,13 @@ struct Problem {
   }
 };
 
-Vector<double> vector(std::initializer_list<double> values) {
-  return Eigen::Map<const Vector<double>>(values.begin(), static_cast<Index>(values.size()));
+VectorX<double> vector(std::initializer_list<double> values) {
+  return Eigen::Map<const VectorX<double>>(values.begin(), static_cast<Index>(values.size()));
 }
 
 /// Where each component is along its own direction, cᵢ minimises Σ_{b ≥ i} (σᵢ − s(b) cᵢ)².
-Vector<double> aligned_optimum(const Problem& problem) {
-  Vector<double> c(problem.max_rank());
+VectorX<double> aligned_optimum(const Problem& problem) {
+  VectorX<double> c(problem.max_rank());
   for (Index i = 1; i <= c.size(); ++i) {
     double sum = 0, squares = 0;
     for (Index b = i; b <= c.size(); ++b) {
@@ -142,7 +142,7 @@ Vector<double> aligned_optimum(const Problem& problem) {
 
 TEST_CASE("trained at all ranks with a constant scale an adapter is the best approximation at each of them") {
   const LowRankOptions options{.max_rank = 4, .alpha = 4, .scale = alpha_over_max_rank};
-  const Vector<double> sigma = vector({4, 3, 2, 1, 0.5, 0.25});
+  const VectorX<double> sigma = vector({4, 3, 2, 1, 0.5, 0.25});
   using Plan = std::function<StepRanks(Index, Rng&)>;
   for (const auto& [name, plan] : std::vector<std::pair<std::string, Plan>>{{"every rank", EveryRank{1, 4}},
                                                                             {"fresh ranks", FreshRanks{UniformRank{1, 4}}},
@@ -169,14 +169,14 @@ TEST_CASE("trained at its largest rank alone an adapter is the best approximatio
 /// The closed form assumes that component i carries direction i alone. Of such adapters it is the one minimum, and of all adapters it is a
 /// stationary point for any σ: the gradient at an aligned adapter is aligned.
 TEST_CASE("under alpha over rank the aligned optimum is a stationary point for any change to learn") {
-  for (const Vector<double>& sigma : {vector({3, 2}), vector({3, 0.5, 0.2}), vector({4, 3.7, 3.4, 3.1, 0.5}), vector({4, 3, 2, 1, 0.5})}) {
+  for (const VectorX<double>& sigma : {vector({3, 2}), vector({3, 0.5, 0.2}), vector({4, 3.7, 3.4, 3.1, 0.5}), vector({4, 3, 2, 1, 0.5})}) {
     Problem problem(9, 7, sigma, {.max_rank = std::min<Index>(4, sigma.size()), .alpha = 3});
-    const Vector<double> c = aligned_optimum(problem);
+    const VectorX<double> c = aligned_optimum(problem);
     problem.align(c);
     CHECK(problem.relative_gradient() < 1e-14);
     for (Index i = 0; i < c.size(); ++i) {
       for (const double change : {0.99, 1.01}) {
-        Vector<double> moved = c;
+        VectorX<double> moved = c;
         moved[i] *= change;
         Problem other = problem;
         other.align(moved);
@@ -197,7 +197,7 @@ TEST_CASE("under alpha over rank and with two like directions rank 1 overshoots 
     for (const double alpha : {1.0, 16.0}) {
       Problem problem(9, 7, vector({3, 3 * second, 0.5}), {.max_rank = 2, .alpha = alpha});
       problem.train(AdamW(problem.layer, {.lr = 0.02}), EveryRank{1, 2}, 4000);
-      const Matrix<double> c = problem.carried();
+      const MatrixX<double> c = problem.carried();
       CHECK(c(0, 0) == Approx(1.2 * 3 / alpha).epsilon(0.01));
       CHECK(c(1, 1) == Approx(2 * 3 * second / alpha).epsilon(0.01));
       CHECK((c.topRows(2) - aligned_optimum(problem).asDiagonal().toDenseMatrix()).norm() < 0.01 * c.norm());
@@ -210,14 +210,14 @@ TEST_CASE("under alpha over rank and with two like directions rank 1 overshoots 
 }
 
 TEST_CASE("under alpha over rank and with four like directions training from a random start ends at the aligned optimum") {
-  const Vector<double> sigma = vector({4, 3.7, 3.4, 3.1, 0.5});
+  const VectorX<double> sigma = vector({4, 3.7, 3.4, 3.1, 0.5});
   const auto trained = [&](const auto& plan) {
     Problem problem(9, 7, sigma, {.max_rank = 4, .alpha = 3});
     problem.train(AdamW(problem.layer, {.lr = 0.02}), plan, 6000);
     return problem;
   };
   const auto check = [&](const Problem& problem) {
-    const Vector<double> c = aligned_optimum(problem);
+    const VectorX<double> c = aligned_optimum(problem);
     for (Index i = 0; i < 4; ++i) CHECK(problem.carried()(i, i) == Approx(c[i]).epsilon(0.01));
     CHECK((problem.carried().topRows(4) - c.asDiagonal().toDenseMatrix()).norm() < 0.01 * c.norm());
     // Σ 1/b over Σ 1/b² from i on: 1.463, 2.557, 3.36 and 4.
@@ -235,7 +235,7 @@ TEST_CASE("under alpha over rank a small second direction is not learned and ran
   for (const double second : {0.1, 0.3}) {
     Problem problem(9, 7, vector({3, 3 * second}), {.max_rank = 2, .alpha = 6});
     problem.train(AdamW(problem.layer, {.lr = 0.02}), EveryRank{1, 2}, 4000);
-    const Matrix<double> c = problem.carried();
+    const MatrixX<double> c = problem.carried();
     CHECK(c(0, 0) == Approx(3.0 / 6).epsilon(0.01));
     CHECK(c(0, 1) == Approx(3.0 / 6).epsilon(0.01));
     CHECK(c.row(1).cwiseAbs().maxCoeff() < 0.01);

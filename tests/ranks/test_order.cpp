@@ -29,10 +29,10 @@ TEMPLATE_TEST_CASE("ordered components make the same product and their prefixes 
   using S = TestType;
   for (const auto& [in, out, max_rank] : {std::tuple<Index, Index, Index>{9, 7, 5}, {7, 9, 5}, {5, 5, 5}, {5, 20, 1}, {3, 20, 3}}) {
     LowRank<S> adapter = trained<S>(in, out, max_rank);
-    const Matrix<double> before = in_double(adapter.delta(max_rank));
+    const MatrixX<double> before = in_double(adapter.delta(max_rank));
     order_components(adapter);
     CHECK(gap(in_double(adapter.delta(max_rank)), before) < rounding<S>);
-    const Eigen::JacobiSVD<Matrix<double>> svd(before);
+    const Eigen::JacobiSVD<MatrixX<double>> svd(before);
     for (Index b = 1; b < max_rank; ++b) {
       const double best = svd.singularValues().tail(svd.singularValues().size() - b).norm();
       CHECK((in_double(adapter.delta(b)) - before).norm() == Approx(best).epsilon(1e-4));
@@ -45,9 +45,9 @@ TEMPLATE_TEST_CASE("ordered components are orthogonal and their weight falls whi
   LowRank<S> adapter = trained<S>(9, 7, 5);
   const double norm = adapter.A.template cast<double>().norm();
   order_components(adapter);
-  const Matrix<double> A = adapter.A.template cast<double>(), B = in_double(adapter.B), AA = A * A.transpose(), BB = B.transpose() * B;
-  CHECK(gap(AA, Matrix<double>(Matrix<double>::Identity(5, 5) * norm * norm / 5)) < rounding<S>);
-  CHECK(gap(BB, Matrix<double>(BB.diagonal().asDiagonal())) < 10 * rounding<S>);
+  const MatrixX<double> A = adapter.A.template cast<double>(), B = in_double(adapter.B), AA = A * A.transpose(), BB = B.transpose() * B;
+  CHECK(gap(AA, MatrixX<double>(MatrixX<double>::Identity(5, 5) * norm * norm / 5)) < rounding<S>);
+  CHECK(gap(BB, MatrixX<double>(BB.diagonal().asDiagonal())) < 10 * rounding<S>);
   for (Index i = 1; i < 5; ++i) CHECK(BB(i, i) < BB(i - 1, i - 1));
 }
 
@@ -71,7 +71,7 @@ TEST_CASE("ordering twice changes nothing but the signs") {
   order_components(adapter);
   const LowRank<double> once = adapter;
   order_components(adapter);
-  CHECK(gap(Matrix<double>(adapter.A.cwiseAbs()), Matrix<double>(once.A.cwiseAbs())) < 1e-12);
+  CHECK(gap(MatrixX<double>(adapter.A.cwiseAbs()), MatrixX<double>(once.A.cwiseAbs())) < 1e-12);
   for (Index b = 1; b <= 5; ++b) CHECK(gap(adapter.delta(b), once.delta(b)) < 1e-12);
 }
 
@@ -80,7 +80,7 @@ TEST_CASE("every adapter of a model is ordered by itself and those that were cut
   L layer = MakeLayer<L>::make(0, 5);
   randomize<L>(layer, 3);
   truncate_each(layer, {5, 2, 4});
-  const Matrix<double> x = noise<double>(7, 6, 1), before = layer.forward(x, 5), q = layer.q.adapter.delta(5);
+  const MatrixX<double> x = noise<double>(7, 6, 1), before = layer.forward(x, 5), q = layer.q.adapter.delta(5);
   order_components(layer);
   CHECK(gap(layer.forward(x, 5), before) < 1e-12);
   CHECK(gap(layer.q.adapter.delta(5), q) < 1e-12);
@@ -94,7 +94,7 @@ namespace {
 /// An adapter whose components are not those of LowRank.
 struct Gains {
   using Scalar = double;
-  Vector<double> gain = Vector<double>::Ones(3);
+  VectorX<double> gain = VectorX<double>::Ones(3);
   static void members(const auto& f, auto&... t) {
     f(Parameter{"odd.gain", RankAxis::rows}, t.gain...);
   }
@@ -121,7 +121,7 @@ TEST_CASE("what cannot be ordered is refused by name and nothing is changed") {
   Gains gains;
   CHECK_THROWS_SAYING(std::invalid_argument, order_components(gains), "order_components", "odd", "lora_A and lora_B");
   RowMatrix<double> A = RowMatrix<double>::Ones(3, 4);
-  Matrix<double> B = Matrix<double>::Ones(5, 2);
+  MatrixX<double> B = MatrixX<double>::Ones(5, 2);
   CHECK_THROWS_SAYING(ShapeError, order_components(A, B), "order_components", "expected 3", "got 2");
 }
 

@@ -15,13 +15,13 @@ namespace {
 /// A layer without a base, whose fresh adapter has this rule.
 Linear<double> fresh_layer(Index in, Index out, Index max_rank, ScaleRule scale) {
   Rng rng(1);
-  return Linear<double>(Matrix<double>(Matrix<double>::Zero(out, in)), {.max_rank = max_rank, .alpha = 3, .scale = scale}, rng);
+  return Linear<double>(MatrixX<double>(MatrixX<double>::Zero(out, in)), {.max_rank = max_rank, .alpha = 3, .scale = scale}, rng);
 }
 
 /// How far one step of gradient descent moves the output of a fresh adapter of this rank.
 double moved(Index rank, ScaleRule scale) {
   Linear<double> layer = fresh_layer(512, 256, rank, scale);
-  const Matrix<double> x = noise<double>(512, 1, 2), dy = noise<double>(256, 1, 3);
+  const MatrixX<double> x = noise<double>(512, 1, 2), dy = noise<double>(256, 1, 3);
   Linear<double>::Cache cache;
   auto gradients = zeros_like(layer);
   (void)layer.forward(x, rank, cache);
@@ -36,9 +36,9 @@ TEST_CASE("oracle of rsLoRA: the scale is alpha over the root of the active rank
   Linear<double> layer = fresh_layer(9, 7, 5, alpha_over_sqrt_rank);
   layer.base.W = noise<double>(7, 9, 1);
   randomize<Linear<double>>(layer, 2);
-  const Matrix<double> x = noise<double>(9, 6, 3);
+  const MatrixX<double> x = noise<double>(9, 6, 3);
   for (Index b = 1; b <= 5; ++b) {
-    const Matrix<double> change = 3 / std::sqrt(double(b)) * layer.adapter.B.leftCols(b) * layer.adapter.A.topRows(b);
+    const MatrixX<double> change = 3 / std::sqrt(double(b)) * layer.adapter.B.leftCols(b) * layer.adapter.A.topRows(b);
     CHECK(gap(layer.forward(x, b), (layer.base.W + change) * x) < rounding<double>);
     CHECK(gap(layer.merged(b).W, layer.base.W + change) < rounding<double>);
     CHECK(layer.adapter.factors(b).scale == 3 / std::sqrt(double(b)));

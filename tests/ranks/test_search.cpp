@@ -118,19 +118,19 @@ double equal_cost(const AdapterRank& /*adapter*/) { return 1; }
 /// Layers that have learned all of their changes exactly, at their largest rank: with s = 1, each component is one singular direction.
 struct Trained {
   Several model;
-  std::vector<Matrix<double>> changes;
-  std::vector<Vector<double>> sigma;
+  std::vector<MatrixX<double>> changes;
+  std::vector<VectorX<double>> sigma;
 
-  Trained(const std::vector<Index>& widths, const std::vector<Vector<double>>& sigma_) : sigma(sigma_) {
+  Trained(const std::vector<Index>& widths, const std::vector<VectorX<double>>& sigma_) : sigma(sigma_) {
     for (std::size_t i = 0; i < widths.size(); ++i) {
       const Index n = widths[i], rank = sigma[i].size();
-      const auto orthonormal = [&](std::uint64_t seed) -> Matrix<double> {
-        return Eigen::HouseholderQR<Matrix<double>>(noise<double>(n, n, seed)).householderQ() * Matrix<double>::Identity(n, rank);
+      const auto orthonormal = [&](std::uint64_t seed) -> MatrixX<double> {
+        return Eigen::HouseholderQR<MatrixX<double>>(noise<double>(n, n, seed)).householderQ() * MatrixX<double>::Identity(n, rank);
       };
-      const Matrix<double> U = orthonormal(2 * i + 1), V = orthonormal(2 * i + 2);
+      const MatrixX<double> U = orthonormal(2 * i + 1), V = orthonormal(2 * i + 2);
       changes.emplace_back(U * sigma[i].asDiagonal() * V.transpose());
       const LowRankOptions options{.max_rank = rank, .alpha = static_cast<double>(rank), .scale = alpha_over_max_rank};
-      model.parts.emplace_back(Matrix<double>(noise<double>(n, n, 50 + i)),
+      model.parts.emplace_back(MatrixX<double>(noise<double>(n, n, 50 + i)),
                                LowRank<double>(RowMatrix<double>(sigma[i].asDiagonal() * V.transpose()), U, options));
     }
   }
@@ -140,7 +140,7 @@ struct Trained {
     double sum = 0;
     for (std::size_t i = 0; i < changes.size(); ++i) {
       const L& part = at.parts[i];
-      const Matrix<double> x = Matrix<double>::Identity(part.in_features(), part.in_features());
+      const MatrixX<double> x = MatrixX<double>::Identity(part.in_features(), part.in_features());
       sum += (part.forward(x, part.max_rank()) - part.base.W - changes[i]).squaredNorm();
     }
     return sum;
@@ -155,8 +155,8 @@ struct Trained {
 };
 
 Trained trained_model() {
-  const auto falling = [](double first, double factor) -> Vector<double> {
-    return Vector<double>{{first, first * factor, first * factor * factor}};
+  const auto falling = [](double first, double factor) -> VectorX<double> {
+    return VectorX<double>{{first, first * factor, first * factor * factor}};
   };
   return {{5, 9, 6, 4}, {falling(4, 0.5), falling(3, 0.9), falling(1, 0.2), falling(2, 0.7)}};
 }
@@ -164,7 +164,7 @@ Trained trained_model() {
 /// An attention whose four adapters matter to each other, and its loss against another one.
 struct TrainedAttention {
   A model = MakeLayer<A>::make(2, law_rank);
-  Matrix<double> x = noise<double>(7, 9, 1), target;
+  MatrixX<double> x = noise<double>(7, 9, 1), target;
 
   explicit TrainedAttention(ScaleRule scale) {
     randomize<A>(model, 3);
@@ -597,7 +597,7 @@ TEST_CASE("a model without adapters is measured once") {
 
 TEST_CASE("a search refuses options out of range before it measures anything") {
   Several model = several({4, 5}, 3);
-  const Vector<double> before = values<Several>(model);
+  const VectorX<double> before = values<Several>(model);
   const auto refused = [&](const RankSearchOptions& options, std::initializer_list<std::string_view> parts) {
     int calls = 0;
     const std::string wrong = wrong_throw<std::invalid_argument>(

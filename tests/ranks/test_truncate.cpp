@@ -50,13 +50,13 @@ std::vector<Index> rank_list(const std::vector<AdapterRank>& adapters) {
 
 /// The values of the first ranks[i] components of each adapter, in the order of the traversal.
 template <class T>
-Vector<double> prefixes(const T& trained, const std::vector<Index>& ranks) {
-  std::vector<Vector<double>> parts;
+VectorX<double> prefixes(const T& trained, const std::vector<Index>& ranks) {
+  std::vector<VectorX<double>> parts;
   std::size_t parameter_index = 0;  // lora_A and lora_B in turn
   for_each_parameter(
       [&](Parameter parameter, const auto& p) {
         const Index rank = ranks.at(parameter_index++ / 2);
-        const Matrix<double> kept = parameter.rank_axis == RankAxis::rows ? Matrix<double>(p.topRows(rank)) : p.leftCols(rank);
+        const MatrixX<double> kept = parameter.rank_axis == RankAxis::rows ? MatrixX<double>(p.topRows(rank)) : p.leftCols(rank);
         parts.push_back(kept.reshaped());
       },
       trained);
@@ -80,10 +80,10 @@ ReferenceAttention at_most(const AllAdapted& full, const std::vector<Index>& ran
 /// Three parameters with a rank axis, in an order of its own, and one without.
 struct Gated {
   struct Gradients {
-    Gradient<Matrix<double>> out, in, gates, bias;
+    Gradient<MatrixX<double>> out, in, gates, bias;
   };
 
-  Matrix<double> out, in, gates, bias;
+  MatrixX<double> out, in, gates, bias;
 
   static void members(const auto& f, auto&... t) {
     f(Parameter{"first.out", RankAxis::cols}, t.out...);
@@ -94,7 +94,7 @@ struct Gated {
   }
 };
 
-Matrix<double> logits(const gpt::Gpt<double>& model, const BatchRanks& ranks) {
+MatrixX<double> logits(const gpt::Gpt<double>& model, const BatchRanks& ranks) {
   gpt::Gpt<double>::Cache cache;
   model.forward(std::vector<Index>{1, 5, 10, 0, 7}, Sequences({2, 3}), ranks, cache);
   return cache.logits.view();
@@ -132,7 +132,7 @@ TEST_CASE("parameters without a rank axis belong to no adapter and are not cut")
   auto base = gpt::random_gpt<double>({.vocabulary = 11, .context = 6, .width = 8, .layers = 1, .heads = 2}, rng);
   using Base = std::remove_cvref_t<decltype(base)>;
   CHECK(adapter_ranks(base).empty());
-  const Vector<double> before = values<Base>(base);
+  const VectorX<double> before = values<Base>(base);
   truncate(base, 0);
   CHECK(same_bits(values<Base>(base), before));
 }
@@ -142,9 +142,9 @@ TEST_CASE("what has the same name before its last dot is one adapter, however ma
   CHECK(adapter_ranks(gated) == std::vector<AdapterRank>{{"first", 3, 6 + 7 + 2}, {"second.deep", 3, 7}});
   const Gated before = gated;
   truncate_each(gated, {2, 2});
-  CHECK(same_bits(gated.out, Matrix<double>(before.out.leftCols(2))));
-  CHECK(same_bits(gated.in, Matrix<double>(before.in.topRows(2))));
-  CHECK(same_bits(gated.gates, Matrix<double>(before.gates.leftCols(2))));
+  CHECK(same_bits(gated.out, MatrixX<double>(before.out.leftCols(2))));
+  CHECK(same_bits(gated.in, MatrixX<double>(before.in.topRows(2))));
+  CHECK(same_bits(gated.gates, MatrixX<double>(before.gates.leftCols(2))));
   CHECK(same_bits(gated.bias, before.bias));
 }
 
@@ -208,7 +208,7 @@ TEST_CASE("cutting twice is cutting to the smaller ranks") {
 }
 
 TEST_CASE("a cut adapter computes at each rank what it did at the smaller of that and its cut") {
-  const Matrix<double> x = noise<double>(7, 6, 1), dy = noise<double>(6, 6, 2);
+  const MatrixX<double> x = noise<double>(7, 6, 1), dy = noise<double>(6, 6, 2);
   for (const ScaleRule scale : {alpha_over_rank, alpha_over_max_rank}) {
     L full = trained_layer<L>(1);
     full.adapter.options.scale = scale;
@@ -233,7 +233,7 @@ TEST_CASE("a cut adapter computes at each rank what it did at the smaller of tha
 }
 
 TEST_CASE("adapters cut to ranks of their own compute side by side as each would alone") {
-  const Matrix<double> x = noise<double>(7, 6, 1), dy = noise<double>(6, 6, 2);
+  const MatrixX<double> x = noise<double>(7, 6, 1), dy = noise<double>(6, 6, 2);
   const Sequences sequences({1, 3, 2});
   for (const std::vector<Index>& ranks : {std::vector<Index>{5, 3, 1, 2}, {0, 5, 0, 4}, {1, 0, 2, 0}, {0, 0, 0, 0}}) {
     const AllAdapted full = trained_layer<AllAdapted>(2);
@@ -269,7 +269,7 @@ TEST_CASE("up to the smallest cut a model is as it was") {
 }
 
 TEST_CASE("a cut model takes and refuses the ranks that it did before") {
-  const Matrix<double> x = noise<double>(7, 6, 1);
+  const MatrixX<double> x = noise<double>(7, 6, 1);
   for (const Index kept : {0, 1, 3}) {
     AllAdapted attention = trained_layer<AllAdapted>(0);
     L layer = trained_layer<L>(0);
@@ -328,7 +328,7 @@ TEST_CASE("a list of ranks that does not fit is refused by number or name and no
   CHECK(same_bits(values<AllAdapted>(attention), values<AllAdapted>(before)));
 
   auto model = trained_gpt();
-  const Vector<double> whole = values<gpt::Gpt<double>>(model);
+  const VectorX<double> whole = values<gpt::Gpt<double>>(model);
   CHECK_THROWS_SAYING(std::invalid_argument, truncate_each(model, {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 5, 1}), "truncate_each: rank of adapter",
                       "h.1.mlp.c_fc", "[0, 4]", "got 5");
   CHECK(same_bits(values<gpt::Gpt<double>>(model), whole));
@@ -337,7 +337,7 @@ TEST_CASE("a list of ranks that does not fit is refused by number or name and no
 TEST_CASE("an adapter whose parameters disagree about its components is refused by name and nothing is cut") {
   AllAdapted attention = trained_layer<AllAdapted>(0);
   attention.v.adapter.B.conservativeResize(Eigen::NoChange, 4);
-  const Vector<double> before = values<AllAdapted>(attention);
+  const VectorX<double> before = values<AllAdapted>(attention);
   const auto refused = [&](auto&& call) {
     return wrong_throw<ShapeError>(call, {"v_proj.lora_B", "components, against the rest of its adapter", "expected 5", "got 4"});
   };

@@ -69,8 +69,8 @@ template <class S, class Values>
 struct MakeWeight<DenseWeight<S, Values>> {
   using Storage = Values;
   static DenseWeight<S, Values> make(Index out, Index in, bool bias, std::uint64_t seed) {
-    const Vector<S> b = noise<S>(out, 1, seed + 1);
-    return {Values(noise<S>(out, in, seed)), bias ? b : Vector<S>()};
+    const VectorX<S> b = noise<S>(out, 1, seed + 1);
+    return {Values(noise<S>(out, in, seed)), bias ? b : VectorX<S>()};
   }
 };
 
@@ -81,7 +81,7 @@ struct MakeWeight<WeightView<S, Values>> {
   static WeightView<S, Values> make(Index out, Index in, bool bias, std::uint64_t seed) {
     struct Memory {
       std::vector<S> values;
-      Vector<S> bias;
+      VectorX<S> bias;
     };
     static std::map<std::tuple<Index, Index, bool, std::uint64_t>, Memory> memories;
     const Index inner = Values::IsRowMajor ? in : out, outer = Values::IsRowMajor ? out : in, stride = inner + 3;
@@ -146,8 +146,8 @@ struct Ragged : A {
   using typename A::Cache;
   using typename A::Gradients;
 
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const { return A::forward(x, divided(x), ranks); }
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const { return A::forward(x, divided(x), ranks, cache); }
+  MatrixX<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const { return A::forward(x, divided(x), ranks); }
+  MatrixX<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const { return A::forward(x, divided(x), ranks, cache); }
   void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     A::forward(x, divided(x), ranks, cache, y);
   }
@@ -196,22 +196,22 @@ auto without_adapter(const L& layer) {
 // What a layer holds and must never change.
 
 template <class S>
-Vector<S> joined(const std::vector<Vector<S>>& parts) {
+VectorX<S> joined(const std::vector<VectorX<S>>& parts) {
   std::vector<S> values;
-  for (const Vector<S>& part : parts) values.insert(values.end(), part.begin(), part.end());
-  return Eigen::Map<const Vector<S>>(values.data(), static_cast<Index>(values.size()));
+  for (const VectorX<S>& part : parts) values.insert(values.end(), part.begin(), part.end());
+  return Eigen::Map<const VectorX<S>>(values.data(), static_cast<Index>(values.size()));
 }
 
 template <class S, class A, class W>
-Vector<S> frozen_values(const Linear<S, A, W>& layer) {
+VectorX<S> frozen_values(const Linear<S, A, W>& layer) {
   return joined<S>({layer.base.dense().reshaped(), layer.base.dense_bias()});
 }
 template <class S, class Q, class K, class V, class O>
-Vector<S> frozen_values(const Attention<S, Q, K, V, O>& layer) {
+VectorX<S> frozen_values(const Attention<S, Q, K, V, O>& layer) {
   return joined<S>({frozen_values(layer.q), frozen_values(layer.k), frozen_values(layer.v), frozen_values(layer.o)});
 }
 template <class S, class M, class O>
-Vector<S> frozen_values(const MergedAttention<S, M, O>& layer) {
+VectorX<S> frozen_values(const MergedAttention<S, M, O>& layer) {
   return joined<S>({frozen_values(layer.qkv), frozen_values(layer.o)});
 }
 

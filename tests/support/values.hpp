@@ -22,18 +22,18 @@ template <class S>
 inline constexpr double rounding = 16 * static_cast<double>(std::numeric_limits<S>::epsilon());
 
 template <class S>
-Matrix<S> noise(Index rows, Index cols, std::uint64_t seed) {
+MatrixX<S> noise(Index rows, Index cols, std::uint64_t seed) {
   Rng rng(seed);
   return random_uniform<S>(rows, cols, 1, rng);
 }
 
 template <class S>
-Matrix<S> all_nan(Index rows, Index cols) {
-  return Matrix<S>::Constant(rows, cols, nan<S>);
+MatrixX<S> all_nan(Index rows, Index cols) {
+  return MatrixX<S>::Constant(rows, cols, nan<S>);
 }
 
 template <class S>
-bool equal_bits(const Matrix<S>& a, const Matrix<S>& b) {
+bool equal_bits(const MatrixX<S>& a, const MatrixX<S>& b) {
   return a.rows() == b.rows() && a.cols() == b.cols() &&
          (a.size() == 0 || std::memcmp(a.data(), b.data(), sizeof(S) * static_cast<std::size_t>(a.size())) == 0);
 }
@@ -44,7 +44,7 @@ bool same_bits(const A& a, const B& b) {
 }
 
 /// The largest difference, relative to the largest value of `expected`; NaN if anything is.
-inline double gap(const Matrix<double>& got, const Matrix<double>& expected) {
+inline double gap(const MatrixX<double>& got, const MatrixX<double>& expected) {
   if (got.rows() != expected.rows() || got.cols() != expected.cols()) return std::numeric_limits<double>::infinity();
   if (got.size() == 0) return 0;
   if (!got.allFinite() || !expected.allFinite()) return nan<double>;
@@ -53,7 +53,7 @@ inline double gap(const Matrix<double>& got, const Matrix<double>& expected) {
 }
 
 template <class S>
-Matrix<double> in_double(const Matrix<S>& m) {
+MatrixX<double> in_double(const MatrixX<S>& m) {
   return m.template cast<double>();
 }
 
@@ -84,29 +84,29 @@ void for_each_value(P& parameters, Index begin, Index end, F&& f) {
 
 /// The values of those components for which `wanted` holds, one after the other.
 template <class T, class P, class Wanted>
-Vector<typename T::Scalar> collected(const P& parameters, Wanted&& wanted) {
+VectorX<typename T::Scalar> collected(const P& parameters, Wanted&& wanted) {
   std::vector<typename T::Scalar> result;
   for_each_entry<T>(parameters, [&](Index component, const auto& entry) {
     if (wanted(component)) result.push_back(entry);
   });
-  return Eigen::Map<const Vector<typename T::Scalar>>(result.data(), static_cast<Index>(result.size()));
+  return Eigen::Map<const VectorX<typename T::Scalar>>(result.data(), static_cast<Index>(result.size()));
 }
 
 /// Everything that T trains, one value after the other.
 template <class T, class P>
-Vector<typename T::Scalar> values(const P& parameters) {
+VectorX<typename T::Scalar> values(const P& parameters) {
   return collected<T>(parameters, [](Index) { return true; });
 }
 
 /// The components [begin, end) of what has a rank axis.
 template <class T, class P>
-Vector<typename T::Scalar> component_values(const P& parameters, Index begin, Index end = last_component) {
+VectorX<typename T::Scalar> component_values(const P& parameters, Index begin, Index end = last_component) {
   return collected<T>(parameters, [&](Index component) { return component >= begin && component < end; });
 }
 
 /// What has no rank axis, and so takes part at every rank.
 template <class T, class P>
-Vector<typename T::Scalar> shared_values(const P& parameters) {
+VectorX<typename T::Scalar> shared_values(const P& parameters) {
   return collected<T>(parameters, [](Index component) { return component < 0; });
 }
 

@@ -73,7 +73,7 @@ void check_forbidden(const std::string& place) {
 struct AddsDx : Linear<double> {
   using Linear<double>::backward;
   void backward(ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients, MatrixRef<double> dx) const {
-    const Matrix<double> before = dx;
+    const MatrixX<double> before = dx;
     Linear<double>::backward(dy, cache, gradients, dx);
     dx += before;
   }
@@ -160,7 +160,7 @@ TEST_CASE("an attention can be checked over several sequences") {
   auto attention = MakeLayer<Attention<double>>::make(0, law_rank);
   randomize<Attention<double>>(attention, 2);
   Rng rng(3);
-  const Matrix<double> x = noise<double>(7, 6, 4);
+  const MatrixX<double> x = noise<double>(7, 6, 4);
   CHECK(check_gradients(attention, x, {4, 2}, rng, {}, Sequences({4, 2})).error < 1e-6);
   CHECK(check_gradients(attention, x, {4, 2}, rng).error < 1e-6);
 }

@@ -15,12 +15,12 @@ struct Named {
   using Scalar = S;
   struct Gradients {
     Gradient<RowMatrix<S>> A, embedding_A;
-    Gradient<Matrix<S>> B, embedding_B;
-    Vector<S> magnitude, gain;
+    Gradient<MatrixX<S>> B, embedding_B;
+    VectorX<S> magnitude, gain;
   };
   RowMatrix<S> A = noise<S>(3, 3, 1), embedding_A = noise<S>(3, 3, 2);
-  Matrix<S> B = noise<S>(3, 3, 3), embedding_B = noise<S>(3, 3, 4);
-  Vector<S> magnitude = noise<S>(3, 1, 5), gain = noise<S>(3, 1, 6);
+  MatrixX<S> B = noise<S>(3, 3, 3), embedding_B = noise<S>(3, 3, 4);
+  VectorX<S> magnitude = noise<S>(3, 1, 5), gain = noise<S>(3, 1, 6);
 
   static void members(const auto& f, auto&... t) {
     f(Parameter{"h.0.q_proj.lora_A", RankAxis::rows, Factor::A}, t.A...);

@@ -14,7 +14,7 @@
 #include "dylora/methods/lora_flow/flow.hpp"
 #include "dylora/methods/multilora.hpp"
 #include "dylora/methods/nola/nola.hpp"
-#include "dylora/methods/pissa/initialized.hpp"
+#include "dylora/methods/pissa/offset_low_rank.hpp"
 #include "dylora/methods/reslora/stack.hpp"
 #include "dylora/ranks/groups.hpp"
 #include "dylora/ranks/plan.hpp"
@@ -120,7 +120,7 @@ const void* volatile seen;
 /// their image, and a worker who brings its own, copy no scratch memory.
 template <class T>
 void check_gradients_are_parameters(const T& trained) {
-  const Matrix<float> x = noise<float>(trained.in_features(), 6, 1), dy = noise<float>(trained.out_features(), 6, 2);
+  const MatrixX<float> x = noise<float>(trained.in_features(), 6, 1), dy = noise<float>(trained.out_features(), 6, 2);
   const BatchRanks ranks = BatchRanks::per_sample({3, 3, 1, {3, 2}, RankSlice::none(), 2});
   auto gradients = zeros_like(trained);
   const auto owned = [&] {
@@ -132,7 +132,7 @@ void check_gradients_are_parameters(const T& trained) {
   const std::size_t before = owned();
   auto cache = fresh_cache<T>();
   typename T::Workspace workspace;
-  Matrix<float> y = Matrix<float>::Zero(dy.rows(), dy.cols()), dx = Matrix<float>::Zero(x.rows(), x.cols());
+  MatrixX<float> y = MatrixX<float>::Zero(dy.rows(), dy.cols()), dx = MatrixX<float>::Zero(x.rows(), x.cols());
   if constexpr (Layer<T>) {
     trained.forward(x, ranks, cache, y);
     trained.backward(dy, cache, gradients, workspace, dx);
@@ -146,10 +146,10 @@ void check_gradients_are_parameters(const T& trained) {
 }  // namespace
 
 TEST_CASE("the counter sees Eigen's matrices and operator new and reallocation") {
-  CHECK(heap_of([] { seen = Matrix<float>(100, 50).data(); }).largest >= 100 * 50 * sizeof(float));
+  CHECK(heap_of([] { seen = MatrixX<float>(100, 50).data(); }).largest >= 100 * 50 * sizeof(float));
   CHECK(heap_of([] { seen = std::vector<double>(1000).data(); }).largest >= 1000 * sizeof(double));
   CHECK(heap_of([] {
-          Matrix<float> m(10, 1);
+          MatrixX<float> m(10, 1);
           m.conservativeResize(10, 700);
           seen = m.data();
         }).largest >= 10 * 700 * sizeof(float));
@@ -160,7 +160,7 @@ TEST_CASE("gradients hold parameters and nothing else, whatever backward they ha
   Rng rng(1);
   const LowRankOptions options{.max_rank = 3};
   const Index in = 9, out = 9;
-  const Matrix<float> W = noise<float>(out, in, 3);
+  const MatrixX<float> W = noise<float>(out, in, 3);
   const LowRank<float> low_rank(noise<float>(3, in, 4), noise<float>(out, 3, 5), options);
   const auto linear = [&] { return Linear<float>(W, low_rank); };
   check_gradients_are_parameters(low_rank);
@@ -169,7 +169,7 @@ TEST_CASE("gradients hold parameters and nothing else, whatever backward they ha
   check_gradients_are_parameters(Nola<float>(in, out, {.max_rank = 3, .bases = 4}, rng));
   check_gradients_are_parameters(NolaBases<float>(in, out, {.max_rank = 3, .bases = 4}, rng));
   check_gradients_are_parameters(MultiLora<float>(in, out, {.max_rank = 3}, rng));
-  check_gradients_are_parameters(Initialized<float>(low_rank.A, low_rank.B, options));
+  check_gradients_are_parameters(OffsetLowRank<float>(low_rank.A, low_rank.B, options));
   check_gradients_are_parameters(Chain<LowRank<float>>({low_rank, low_rank}, options));
   check_gradients_are_parameters(Flow<float>({low_rank, low_rank}));
   check_gradients_are_parameters(linear());
@@ -190,8 +190,8 @@ TEST_CASE("a steady training loop of a linear layer allocates nothing as large a
   L::Workspace workspace;
   AdamW optimizer(layer, {.max_norm = 1});
   Rng rng(5);
-  const Matrix<float> x = noise<float>(in, samples, 2), target = noise<float>(out, samples, 3);
-  Matrix<float> y(out, samples), dy(out, samples), dx(in, samples);
+  const MatrixX<float> x = noise<float>(in, samples, 2), target = noise<float>(out, samples, 3);
+  MatrixX<float> y(out, samples), dy(out, samples), dx(in, samples);
   const Heap heap = steady([&] {
     const StepRanks plan = FreshRanks(UniformRank{1, 8}, 4)(optimizer.steps(), rng);
     (void)train_step(layer, optimizer, gradients, plan, [&](Index i, RankSlice rank, double weight) {
@@ -221,9 +221,9 @@ TEST_CASE("a steady training loop of an attention allocates nothing as large as 
   L::Workspace workspace;
   AdamW optimizer(attention, {.max_norm = 1});
   Rng rng(5);
-  const Matrix<float> x = noise<float>(features, sequences.tokens(), 2);
+  const MatrixX<float> x = noise<float>(features, sequences.tokens(), 2);
   std::vector<Index> targets(static_cast<std::size_t>(sequences.tokens()), 3);
-  Matrix<float> y(features, sequences.tokens()), dx = y;
+  MatrixX<float> y(features, sequences.tokens()), dx = y;
   const Heap heap = steady([&] {
     const StepRanks plan = FreshRanks(FrozenPrefix{UniformRank{1, 8}}, 3)(optimizer.steps(), rng);
     (void)train_step(attention, optimizer, gradients, plan, [&](Index i, RankSlice rank, double weight) {
@@ -246,8 +246,8 @@ TEST_CASE("a steady training loop of an attention allocates nothing as large as 
 TEST_CASE("a warm product and a warm optimiser step ask the heap for nothing of their operands' size") {
   using L = Linear<float>;
   L layer = MakeLayer<L>::make(300, 200, false, 8, 1);
-  const Matrix<float> x = noise<float>(300, 40, 2);
-  Matrix<float> y(200, 40);
+  const MatrixX<float> x = noise<float>(300, 40, 2);
+  MatrixX<float> y(200, 40);
   CHECK(steady([&] { set_product(y, layer.base.W, x); }).requests == 0);
   auto gradients = zeros_like(layer);
   randomize<L>(gradients, 1);

@@ -34,7 +34,7 @@ TEMPLATE_TEST_CASE("without momentum and decay Sgd subtracts the scaled gradient
   Toy<S> toy;
   Sgd optimizer(toy, {.lr = 0.25});
   const auto gradients = toy_gradients(toy, {4, 2}, 1);
-  const Vector<S> expected = values<Toy<S>>(toy) - S(0.25) * values<Toy<S>>(gradients);
+  const VectorX<S> expected = values<Toy<S>>(toy) - S(0.25) * values<Toy<S>>(gradients);
   optimizer.step(toy, gradients);
   CHECK(same_bits(values<Toy<S>>(toy), expected));
 }

@@ -32,12 +32,12 @@ struct Training {
   std::vector<RankSlice> ranks;
   std::vector<double> losses;
 
-  Matrix<double> x(Index i) const { return noise<double>(7, 4, 10 + static_cast<std::uint64_t>(i)); }
-  Matrix<double> target(Index i) const { return noise<double>(6, 4, 20 + static_cast<std::uint64_t>(i)); }
+  MatrixX<double> x(Index i) const { return noise<double>(7, 4, 10 + static_cast<std::uint64_t>(i)); }
+  MatrixX<double> target(Index i) const { return noise<double>(6, 4, 20 + static_cast<std::uint64_t>(i)); }
 
   /// A micro-batch like any other.
   double micro_batch(Index i, RankSlice rank, double weight) {
-    Matrix<double> dy(6, 4);
+    MatrixX<double> dy(6, 4);
     const double loss = mse<double>(layer.forward(x(i), rank, cache), target(i), dy, weight);
     (void)layer.backward(dy, cache, gradients);
     ranks.push_back(rank);
@@ -62,7 +62,7 @@ void check_refused_step_never_was(int steps, int tried, Attempt&& attempt) {
   Training training, undisturbed;
   for (int step = 0; step < steps; ++step) {
     if (step == tried) {
-      const Vector<double> before = values<L>(training.layer);
+      const VectorX<double> before = values<L>(training.layer);
       attempt(training);
       CHECK(same_bits(values<L>(training.layer), before));
       CHECK(training.optimizer.steps() == tried);
@@ -85,7 +85,7 @@ void add_weighted(const L::Gradients& gradients, L::Gradients& sum, double weigh
 
 /// 40 sequences of one column each.
 struct Batch {
-  Matrix<double> x = noise<double>(7, 40, 30), target = noise<double>(6, 40, 31);
+  MatrixX<double> x = noise<double>(7, 40, 30), target = noise<double>(6, 40, 31);
 };
 
 /// One step over the groups of a batch, each by itself; the gradients stay in `gradients`.
@@ -96,8 +96,8 @@ double step_by_group(L& layer, Optimizer& optimizer, L::Gradients& gradients, co
   L::Cache cache;
   return train_step(layer, optimizer, gradients, parts, [&](Index i, RankSlice rank, double weight) {
     const RankGroup& group = groups[static_cast<std::size_t>(i)];
-    Matrix<double> dy(6, group.count);
-    const Matrix<double> y = layer.forward(batch.x.middleCols(group.first, group.count), rank, cache);
+    MatrixX<double> dy(6, group.count);
+    const MatrixX<double> y = layer.forward(batch.x.middleCols(group.first, group.count), rank, cache);
     const double loss = mse<double>(y, batch.target.middleCols(group.first, group.count), dy, weight);
     (void)layer.backward(dy, cache, gradients);
     return loss;
@@ -109,8 +109,8 @@ template <class Optimizer>
 double step_at_once(L& layer, Optimizer& optimizer, L::Gradients& gradients, const std::vector<RankGroup>& groups, const Batch& batch) {
   L::Cache cache;
   return train_step(layer, optimizer, gradients, [&] {
-    const Matrix<double> y = layer.forward(batch.x, batch_ranks(groups, Sequences::equal(batch.x.cols(), 1)), cache);
-    Matrix<double> dy(y.rows(), y.cols());
+    const MatrixX<double> y = layer.forward(batch.x, batch_ranks(groups, Sequences::equal(batch.x.cols(), 1)), cache);
+    MatrixX<double> dy(y.rows(), y.cols());
     double loss = 0, weights = 0;
     for (const RankGroup& group : groups) {
       loss += group.weight * mse<double>(y.middleCols(group.first, group.count), batch.target.middleCols(group.first, group.count),
@@ -252,7 +252,7 @@ TEST_CASE("the gradient of a batch divided into groups is that of the weighted s
   const auto loss = [&](const L& at) {
     double sum = 0;
     for (const RankGroup& group : groups) {
-      const Matrix<double> y = at.forward(batch.x.middleCols(group.first, group.count), group.rank);
+      const MatrixX<double> y = at.forward(batch.x.middleCols(group.first, group.count), group.rank);
       sum += group.weight * mse(y, batch.target.middleCols(group.first, group.count)).value;
     }
     return sum;
@@ -279,14 +279,14 @@ TEST_CASE("the gradient of a batch divided into groups is that of the weighted s
         }
       },
       moved);
-  const Vector<double> expected = Eigen::Map<const Vector<double>>(differences.data(), static_cast<Index>(differences.size()));
+  const VectorX<double> expected = Eigen::Map<const VectorX<double>>(differences.data(), static_cast<Index>(differences.size()));
   CHECK(gap(values<L>(gradients), expected) < 1e-8);
 }
 
 TEST_CASE("weights that are no weights are refused before anything is done") {
   Training training;
   fill_components<L>(training.gradients, 99);
-  const Vector<double> before = values<L>(training.layer);
+  const VectorX<double> before = values<L>(training.layer);
   for (const double bad : {-1.0, nan<double>, std::numeric_limits<double>::infinity()}) {
     CHECK_THROWS_SAYING(std::invalid_argument, training.step({{1, 0.5, 1}, {2, 0.5, bad}}), "train_step: weight of a micro-batch",
                         "a finite number ≥ 0", "got " + std::to_string(bad));
@@ -384,11 +384,11 @@ TEST_CASE("an overflow in a micro-batch is refused with the name of the paramete
   Training training;
   randomize<L>(training.layer, 3);
   training.layer.adapter.B.col(0).setConstant(1e300);
-  const Vector<double> before = values<L>(training.layer);
+  const VectorX<double> before = values<L>(training.layer);
   const auto step = [&] {
     return train_step(training.layer, training.optimizer, training.gradients, StepRanks{{1, 1, 1}}, [&](Index, RankSlice rank, double) {
       (void)training.layer.forward(training.x(0), rank, training.cache);
-      (void)training.layer.backward(Matrix<double>::Constant(6, 4, 1e300), training.cache, training.gradients);
+      (void)training.layer.backward(MatrixX<double>::Constant(6, 4, 1e300), training.cache, training.gradients);
       return 0.0;
     });
   };

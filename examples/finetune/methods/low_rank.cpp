@@ -33,7 +33,7 @@ struct ByImportance : PlainMethod {
 
   void prepare(Model& model, const Options&, const Task&) { importance.emplace(model); }
   void see_gradients(Model& model, Model::Gradients& gradients) { importance->update(model, gradients); }
-  void finish(Model& model) { reorder_components(model, importance->order(model)); }
+  void finish(Model& model) { permute_components(model, importance->order(model)); }
 };
 
 }  // namespace

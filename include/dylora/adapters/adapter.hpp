@@ -67,7 +67,7 @@ concept AdaptedLayer = requires(L& layer) {
 /// An adapter that is linear in its input, so that it can be merged: delta(b) is Δ_b as an out × in matrix.
 template <class A>
 concept MergeableAdapter = Adapter<A> && requires(const A& adapter, RankSlice rank) {
-  { adapter.delta(rank) } -> std::convertible_to<Matrix<typename A::Scalar>>;
+  { adapter.delta(rank) } -> std::convertible_to<MatrixX<typename A::Scalar>>;
 };
 
 /// An adapter that is one low-rank product at each rank, and so can be written to and read from the files of other programs.

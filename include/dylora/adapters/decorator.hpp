@@ -73,7 +73,7 @@ struct Decorator : LocalWorkspace<Derived, typename Inner::Scalar> {
     wrapped().for_each_backward_term(cache, workspace, f);
   }
 
-  Matrix<S> delta(RankSlice rank) const
+  MatrixX<S> delta(RankSlice rank) const
     requires MergeableAdapter<Inner>
   {
     return wrapped().delta(rank);

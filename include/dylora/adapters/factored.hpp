@@ -62,12 +62,12 @@ struct Factored : Checked<Derived, S> {
   }
 
   /// Δ_b as a matrix, out × in: the product of the adapter's factors(b).
-  Matrix<S> delta(RankSlice rank) const
+  MatrixX<S> delta(RankSlice rank) const
     requires requires(const Derived& adapter, Index b) { adapter.factors(b); }
   {
     require_ranks(rank, self().in_features(), self().max_rank(), detail::named<Derived, "::delta">());
     const auto product = self().factors(std::min(rank.active, self().max_rank()));
-    Matrix<S> result(self().out_features(), self().in_features());
+    MatrixX<S> result(self().out_features(), self().in_features());
     set_product(result, product.B, product.A, static_cast<S>(product.scale));
     return result;
   }

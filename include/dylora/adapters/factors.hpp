@@ -11,7 +11,7 @@ namespace dylora {
 template <std::floating_point S>
 struct LowRankFactors {
   RowMatrix<S> A;    ///< rank × in
-  Matrix<S> B;       ///< out × rank
+  MatrixX<S> B;       ///< out × rank
   double scale = 1;  ///< what B · A is multiplied by; α / rank where a format has an α
 };
 

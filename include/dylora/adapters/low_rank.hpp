@@ -49,7 +49,7 @@ struct LowRank : Factored<LowRank<S>, S> {
 
   struct Gradients {
     Gradient<RowMatrix<S>> A;
-    Gradient<Matrix<S>> B;
+    Gradient<MatrixX<S>> B;
   };
 
   struct Workspace {
@@ -64,7 +64,7 @@ struct LowRank : Factored<LowRank<S>, S> {
   };
 
   RowMatrix<S> A;  // components × in
-  Matrix<S> B;     // out × components
+  MatrixX<S> B;     // out × components
   Options options;
 
   /// Fresh: A Kaiming-uniform with a = √5, which is U(−1/√in, 1/√in); B = 0.
@@ -73,11 +73,11 @@ struct LowRank : Factored<LowRank<S>, S> {
     require_in_range(options.max_rank, 0, std::min(in_features, out_features), "LowRank: max_rank");
     require_alpha();
     A = random_uniform<S, RowMatrix<S>>(options.max_rank, in_features, 1 / std::sqrt(static_cast<double>(in_features)), rng);
-    B = Matrix<S>::Zero(out_features, options.max_rank);
+    B = MatrixX<S>::Zero(out_features, options.max_rank);
   }
 
   /// From trained factors; options.max_rank is taken from them. Throws ShapeError if A and B disagree about the rank.
-  LowRank(RowMatrix<S> A_, Matrix<S> B_, Options options_) : A(std::move(A_)), B(std::move(B_)), options(options_) {
+  LowRank(RowMatrix<S> A_, MatrixX<S> B_, Options options_) : A(std::move(A_)), B(std::move(B_)), options(options_) {
     require_equal(B.cols(), A.rows(), "LowRank: columns of B (rank) against rows of A");
     options.max_rank = A.rows();
     require_alpha();
@@ -157,11 +157,11 @@ struct LowRank : Factored<LowRank<S>, S> {
   }
 
   /// Δ_b as a matrix: s(b) · B_b · A_b, out × in.
-  Matrix<S> delta(RankSlice rank) const {
+  MatrixX<S> delta(RankSlice rank) const {
     check_factors();
     require_ranks(rank, in_features(), max_rank(), "LowRank::delta");
     const Index b = rank.at_most(components()).active;
-    Matrix<S> result(out_features(), in_features());
+    MatrixX<S> result(out_features(), in_features());
     set_product(result, B.leftCols(b), A.topRows(b), b > 0 ? scale(b) : S(0));
     return result;
   }

@@ -57,7 +57,7 @@ struct NoAdapter : LocalWorkspace<NoAdapter<S>, S> {
     f(Index{0}, cache.samples, LowRankTerm<S>::none(in_features_, cache.samples));
   }
 
-  Matrix<S> delta(RankSlice /*rank*/) const { return Matrix<S>::Zero(out_features_, in_features_); }
+  MatrixX<S> delta(RankSlice /*rank*/) const { return MatrixX<S>::Zero(out_features_, in_features_); }
 
   static void members(const auto& /*f*/, auto&... /*t*/) {}
 

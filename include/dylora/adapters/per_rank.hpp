@@ -31,7 +31,7 @@ namespace dylora {
 ///
 /// Both are called for each run of neighbouring columns at one rank, in their order, when everything has been found to fit; what a backward has
 /// trained is noted in its gradients. If a forward computes what its backward can use, the adapter says what that is, `using Kept =
-/// Matrix<double>`, and both verbs take it after x or dy: Kept& in the forward, which finds in it what an earlier call left, const Kept& in the
+/// MatrixX<double>`, and both verbs take it after x or dy: Kept& in the forward, which finds in it what an earlier call left, const Kept& in the
 /// backward.
 ///
 /// It may have a name, which messages then begin with, and delta(rank) if it is linear in x. An adapter that is a product of two factors

@@ -128,11 +128,11 @@ struct Stacked : LocalWorkspace<Stacked<Inner>, typename Inner::Scalar> {
   }
 
   /// Δ_b as a matrix; exactly zero in the rows of a slice without an adapter.
-  Matrix<S> delta(RankSlice rank) const
+  MatrixX<S> delta(RankSlice rank) const
     requires MergeableAdapter<Inner>
   {
     require_ranks(rank, in_features(), max_rank(), "Stacked::delta");
-    Matrix<S> result(out_features(), in_features());
+    MatrixX<S> result(out_features(), in_features());
     for_each_slice([&](std::size_t i, Index begin, Index rows) {
       result.middleRows(begin, rows) = slices[i].delta(rank.at_most(slices[i].max_rank()));
     });
@@ -161,7 +161,7 @@ struct Stacked : LocalWorkspace<Stacked<Inner>, typename Inner::Scalar> {
       if (parts.back().A.rows() > 0) scales.push_back(parts.back().scale);
     }
     const bool agree = std::adjacent_find(scales.begin(), scales.end(), std::not_equal_to<>()) == scales.end();
-    LowRankFactors<S> whole{RowMatrix<S>(total, in_features()), Matrix<S>::Zero(out_features(), total),
+    LowRankFactors<S> whole{RowMatrix<S>(total, in_features()), MatrixX<S>::Zero(out_features(), total),
                             agree && total > 0 ? scales.front() : 1};
     if (total == 0) return whole;  // empty matrices have no address for a block to begin at
     Index first = 0;
@@ -192,7 +192,7 @@ struct Stacked : LocalWorkspace<Stacked<Inner>, typename Inner::Scalar> {
     for_each_slice([&](std::size_t i, Index begin, Index rows) {
       const Index rank = ranks.empty() ? factors.A.rows() : ranks[i];
       changed.slices[i].set_factors({factors.A.middleRows(first, rank),
-                                     rank == 0 ? Matrix<S>(rows, 0) : Matrix<S>(factors.B.block(begin, first, rows, rank)), factors.scale});
+                                     rank == 0 ? MatrixX<S>(rows, 0) : MatrixX<S>(factors.B.block(begin, first, rows, rank)), factors.scale});
       if (!ranks.empty()) first += rank;
     });
     *this = std::move(changed);
@@ -235,7 +235,7 @@ struct Stacked : LocalWorkspace<Stacked<Inner>, typename Inner::Scalar> {
   }
 
   /// The ranks of the blocks that B is made of, one for each slice and in their order; none if it is not.
-  std::vector<Index> block_ranks(const Matrix<S>& B) const {
+  std::vector<Index> block_ranks(const MatrixX<S>& B) const {
     std::vector<Index> ranks(slices.size());
     if (B.cols() == 0) return ranks;
     const auto fits = [&] { return std::reduce(ranks.begin(), ranks.end()) == B.cols() && has_blocks(B, ranks); };
@@ -259,7 +259,7 @@ struct Stacked : LocalWorkspace<Stacked<Inner>, typename Inner::Scalar> {
   }
 
   /// Whether B is 0 but for a block of so many columns in the rows of each slice, one block after the other.
-  bool has_blocks(const Matrix<S>& B, const std::vector<Index>& ranks) const {
+  bool has_blocks(const MatrixX<S>& B, const std::vector<Index>& ranks) const {
     bool zero = true;
     Index first = 0;
     for_each_slice([&](std::size_t i, Index begin, Index rows) {

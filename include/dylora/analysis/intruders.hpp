@@ -85,7 +85,7 @@ inline void require_options(const IntruderOptions& options) {
 
 /// The options.top largest singular values of W and their vectors, or all there are.
 template <class S>
-RandomizedSvd largest_singular_vectors(const Matrix<S>& W, const IntruderOptions& options) {
+RandomizedSvd largest_singular_vectors(const MatrixX<S>& W, const IntruderOptions& options) {
   constexpr Index exact_up_to = 512;
   constexpr double converged = 1e-6;  // a vector is then off by that over its relative distance to the next singular value
   const Index limit = std::min(W.rows(), W.cols()), top = std::min(options.top, limit);
@@ -124,8 +124,8 @@ class BaseSpectrum {
 
   Index rows() const { return U_.rows(); }
   Index cols() const { return cols_; }
-  const Matrix<double>& left_vectors() const { return U_; }  ///< rows × min(rows, cols)
-  const Vector<double>& singular_values() const { return singular_values_; }
+  const MatrixX<double>& left_vectors() const { return U_; }  ///< rows × min(rows, cols)
+  const VectorX<double>& singular_values() const { return singular_values_; }
 
   /// The intruders among the largest singular vectors of `tuned`, the merged weight and not its change alone. Throws ShapeError if its shape is
   /// another, NonFiniteError if it holds a NaN or an infinity, std::invalid_argument for an option out of range; `what` is its name there.
@@ -146,7 +146,7 @@ class BaseSpectrum {
     detail::require_options(options);
     require_equal(tuned.U.rows(), rows(), "BaseSpectrum::intruders_among: rows of U");
     const std::vector<std::pair<Index, Index>> windows = windows_of(options.window);
-    Matrix<double> cosines(U_.cols(), tuned.U.cols());
+    MatrixX<double> cosines(U_.cols(), tuned.U.cols());
     set_product(cosines, U_.transpose(), tuned.U);
     Intruders result;
     for (Index j = 0; j < cosines.cols() && tuned.singular_values[j] > negligible(tuned.singular_values[0]); ++j) {
@@ -172,7 +172,7 @@ class BaseSpectrum {
   /// For each i, the range of base vectors that its window holds.
   std::vector<std::pair<Index, Index>> windows_of(double window) const {
     std::vector<std::pair<Index, Index>> windows;
-    const Vector<double>& sigma = singular_values_;
+    const VectorX<double>& sigma = singular_values_;
     for (Index i = 0, begin = 0, end = 0; i < sigma.size(); ++i) {
       if (window == 0) {
         windows.emplace_back(i, i + 1);
@@ -186,8 +186,8 @@ class BaseSpectrum {
     return windows;
   }
 
-  Matrix<double> U_;
-  Vector<double> singular_values_;
+  MatrixX<double> U_;
+  VectorX<double> singular_values_;
   Index cols_;
 };
 

@@ -29,7 +29,7 @@ struct RandomizedSvd : Svd {
 namespace detail {
 
 template <class S>
-RandomizedSvd randomized_svd(const Matrix<S>& W, Index rank, const RandomizedSvdOptions& options, Rng& rng) {
+RandomizedSvd randomized_svd(const MatrixX<S>& W, Index rank, const RandomizedSvdOptions& options, Rng& rng) {
   const Index limit = std::min(W.rows(), W.cols());
   require_in_range(rank, 1, limit, "randomized_svd: rank");
   require_in_range(options.oversampling, 0, std::numeric_limits<Index>::max(), "randomized_svd: oversampling");
@@ -39,10 +39,10 @@ RandomizedSvd randomized_svd(const Matrix<S>& W, Index rank, const RandomizedSvd
 
   const Index samples = rank + std::min(options.oversampling, limit - rank);
   RandomizedSvd result;
-  Matrix<S> Y(W.rows(), samples), Z(W.cols(), samples), U(W.rows(), samples);
+  MatrixX<S> Y(W.rows(), samples), Z(W.cols(), samples), U(W.rows(), samples);
   set_product(Y, W, random_uniform<S>(W.cols(), samples, 1, rng));
   for (;; ++result.power_iterations) {
-    const Matrix<S> Q = orthonormal_columns(Y);
+    const MatrixX<S> Q = orthonormal_columns(Y);
     set_product(Z, W.transpose(), Q);
     const Svd svd = thin_svd(finite_matrix(Z, "randomized_svd: W"));  // Z = Wᵀ Q, so that W ≈ Q Zᵀ has the left vectors Q · svd.V
     set_product(U, Q, svd.V);
@@ -50,7 +50,7 @@ RandomizedSvd randomized_svd(const Matrix<S>& W, Index rank, const RandomizedSvd
     result.U = U.leftCols(rank);
     result.singular_values = svd.singular_values.head(rank);
     result.V = svd.U.leftCols(rank);
-    const Matrix<S> missed = Y.leftCols(rank) - result.U * result.singular_values.asDiagonal();
+    const MatrixX<S> missed = Y.leftCols(rank) - result.U * result.singular_values.asDiagonal();
     const double largest = result.singular_values[0];
     result.residual = largest > 0 ? std::sqrt(missed.colwise().squaredNorm().maxCoeff()) / largest : 0;
     if (result.residual <= options.tolerance || result.power_iterations == options.power_iterations) break;

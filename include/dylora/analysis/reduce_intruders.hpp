@@ -16,7 +16,7 @@
 /// a replication did not find the gain. As PEFT does it:
 ///
 ///     const BaseSpectrum base(W0);
-///     const Matrix<double> reduced = reduce_intruders(base, W_merged);
+///     const MatrixX<double> reduced = reduce_intruders(base, W_merged);
 ///     const TruncatedFactors adapter = truncated_factors(reduced - W0, 8, scale);      // a low-rank adapter again
 ///     if (adapter.lost < 0.05) layer.adapter.set_factors(adapter.factors);             // a LowRank<double>
 namespace dylora {
@@ -25,13 +25,13 @@ namespace dylora {
 /// 0.75; 1 changes nothing and 0 removes them. What is new need not be in the span of an adapter's factors, so the change W' − W0 has a larger
 /// rank. Throws as BaseSpectrum::intruders, and std::invalid_argument unless 0 ≤ factor ≤ 1.
 template <class M>
-Matrix<double> reduce_intruders(const BaseSpectrum& base, const Eigen::MatrixBase<M>& W, double factor = 0.75,
+MatrixX<double> reduce_intruders(const BaseSpectrum& base, const Eigen::MatrixBase<M>& W, double factor = 0.75,
                                 const IntruderOptions& options = {}) {
   require_option(factor >= 0 && factor <= 1, factor, "reduce_intruders: factor", "a number in [0, 1]");
   detail::require_options(options);
   require_equal(W.rows(), base.rows(), "reduce_intruders: rows of W");
   require_equal(W.cols(), base.cols(), "reduce_intruders: columns of W");
-  Matrix<double> reduced = detail::finite_matrix(W, "reduce_intruders: W");
+  MatrixX<double> reduced = detail::finite_matrix(W, "reduce_intruders: W");
   const RandomizedSvd svd = detail::largest_singular_vectors(reduced, options);
   const Intruders found = base.intruders_among(svd, options);
   for (std::size_t i = 0; i < found.directions.size(); ++i) {
@@ -53,10 +53,10 @@ struct TruncatedFactors {
 template <class M>
 TruncatedFactors truncated_factors(const Eigen::MatrixBase<M>& delta, Index rank, double scale) {
   require_option(scale > 0 && std::isfinite(scale), scale, "truncated_factors: scale", "a finite number > 0");
-  const Matrix<double> change = detail::finite_matrix(delta, "truncated_factors: delta");
+  const MatrixX<double> change = detail::finite_matrix(delta, "truncated_factors: delta");
   require_in_range(rank, 1, std::min(change.rows(), change.cols()), "truncated_factors: rank");
   const Svd svd = detail::thin_svd(change);
-  const Vector<double> root = (svd.singular_values.head(rank) / scale).cwiseSqrt();
+  const VectorX<double> root = (svd.singular_values.head(rank) / scale).cwiseSqrt();
   const double norm = svd.singular_values.norm();
   return {{root.asDiagonal() * svd.V.leftCols(rank).transpose(), svd.U.leftCols(rank) * root.asDiagonal(), scale},
           norm > 0 ? svd.singular_values.tail(svd.singular_values.size() - rank).norm() / norm : 0};

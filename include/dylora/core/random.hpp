@@ -36,7 +36,7 @@ class Rng {
 };
 
 /// rows × cols, each element uniform in [−bound, bound), drawn in storage order: column by column, or row by row for a RowMatrix.
-template <class S, class M = Matrix<S>>
+template <class S, class M = MatrixX<S>>
 M random_uniform(Index rows, Index cols, double bound, Rng& rng) {
   M matrix(rows, cols);
   for (Index i = 0; i < matrix.size(); ++i) matrix.data()[i] = static_cast<S>(bound * (2 * rng.uniform() - 1));

@@ -47,8 +47,8 @@ concept DroppingProjection = requires(typename P::Cache& cache) { cache.rng; } |
 ///     Conv2d<float> conv(W, {.in_channels = 16, .image = {32, 32}, .kernel = {3, 3}, .padding = {1, 1}}, {.max_rank = 8}, rng);
 ///     Conv2d<float>::Cache cache;
 ///     auto gradients = zeros_like(conv);
-///     const Matrix<float> y = conv.forward(x, 4, cache);            // x (16 · 32 · 32) × n, at rank 4
-///     const Matrix<float> dx = conv.backward(dy, cache, gradients);
+///     const MatrixX<float> y = conv.forward(x, 4, cache);            // x (16 · 32 · 32) × n, at rank 4
+///     const MatrixX<float> dx = conv.backward(dy, cache, gradients);
 ///
 /// A sample is a column: its channels one after the other, each row by row, as PyTorch has them (C × H × W). W is PyTorch's weight
 /// [out, in / groups, kernel height, kernel width] as a matrix of out rows: the same memory as a RowMatrix. A group's output channels read its
@@ -97,13 +97,13 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
   /// With fresh adapters, which leave the output of the weight as it is. weight out × (in / groups · kernel), to be copied; around views of one,
   /// make the projections yourself.
   template <class Q = P, class W = decltype(Q::base), class Options = typename decltype(Q::adapter)::Options>
-    requires std::constructible_from<Q, W, Options, Rng&> && std::constructible_from<W, Matrix<S>, Vector<S>>
+    requires std::constructible_from<Q, W, Options, Rng&> && std::constructible_from<W, MatrixX<S>, VectorX<S>>
   Conv2d(std::type_identity_t<W> weight, Conv2dOptions options, std::type_identity_t<Options> adapter, Rng& rng)
       : Conv2d(unfold_of(options), divided(weight, options.groups, [&](W part) { return P(std::move(part), adapter, rng); })) {}
 
   /// Frozen.
   template <class Q = P, class W = decltype(Q::base)>
-    requires std::constructible_from<Q, W> && std::constructible_from<W, Matrix<S>, Vector<S>>
+    requires std::constructible_from<Q, W> && std::constructible_from<W, MatrixX<S>, VectorX<S>>
   Conv2d(std::type_identity_t<W> weight, Conv2dOptions options)
       : Conv2d(unfold_of(options), divided(weight, options.groups, [](W part) { return P(std::move(part)); })) {}
 
@@ -176,7 +176,7 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
 
   /// The same without dx.
   void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
-    Matrix<S> none;
+    MatrixX<S> none;
     backward_into<detail::Dx::none>(x, dy, cache, gradients, workspace, none);
   }
 
@@ -196,8 +196,8 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
   DenseWeight<S> weight() const
     requires MergeableWeight<decltype(P::base)>
   {
-    Matrix<S> W(out_channels(), groups.front().in_features());
-    Vector<S> bias(groups.front().base.dense_bias().size() > 0 ? out_channels() : 0);
+    MatrixX<S> W(out_channels(), groups.front().in_features());
+    VectorX<S> bias(groups.front().base.dense_bias().size() > 0 ? out_channels() : 0);
     for (std::size_t i = 0; i < groups.size(); ++i) {
       W.middleRows(first_output(i), groups[i].out_features()) = groups[i].base.dense();
       if (bias.size() > 0) bias.segment(first_output(i), groups[i].out_features()) = groups[i].base.dense_bias();
@@ -221,8 +221,8 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
   static std::vector<P> divided(const Weight& weight, Index count, const Make& make) {
     require_in_range(count, 1, weight.rows(), "Conv2d: groups");
     require_equal(weight.rows() % count, 0, "Conv2d: output channels modulo groups");
-    const Matrix<S> W = weight.dense();
-    const Vector<S> bias = weight.dense_bias();
+    const MatrixX<S> W = weight.dense();
+    const VectorX<S> bias = weight.dense_bias();
     const Index rows = W.rows() / count;
     std::vector<P> groups;
     for (Index first = 0; first < W.rows(); first += rows)

@@ -29,15 +29,15 @@ namespace dylora {
 ///     Embedding<float> embedding(W, {.max_rank = 8, .alpha = 16}, rng);   // W width × vocabulary; A = 0, B from N(0, 1)
 ///     Embedding<float>::Cache cache;
 ///     auto gradients = zeros_like(embedding);
-///     const Matrix<float> y = embedding.forward(ids, 4, cache);           // width × ids, at rank 4
+///     const MatrixX<float> y = embedding.forward(ids, 4, cache);           // width × ids, at rank 4
 ///     embedding.backward(dy, cache, gradients);
 ///
 /// The adapter is a LowRank from the vocabulary to the width, but begins the other way round: only a column of A whose token occurs gets any
-/// gradient, so A is what starts at zero. `Table` is Matrix<S>, or Eigen::Map<const Matrix<S>> over a table that lives elsewhere: PyTorch's
+/// gradient, so A is what starts at zero. `Table` is MatrixX<S>, or Eigen::Map<const MatrixX<S>> over a table that lives elsewhere: PyTorch's
 /// vocabulary × width, row by row, is the same memory. There is no dx, and so this is no Layer; it is const both ways as they are.
 ///
 /// Where the table is the output head too, base.transpose() · x leaves the adapter out, as PEFT does; merged(b) has it in both.
-template <std::floating_point S, class Table = Matrix<S>>
+template <std::floating_point S, class Table = MatrixX<S>>
 struct Embedding {
   using Scalar = S;
 
@@ -77,14 +77,14 @@ struct Embedding {
   ///
   /// ids n tokens; b ≤ max_rank, one for all of them or one for each run; returns width × n. Throws std::invalid_argument for a token outside
   /// the vocabulary and for the rank, ShapeError if there is no token. Costs 2·b·n·width flops.
-  Matrix<S> forward(std::span<const Index> ids, const BatchRanks& ranks) const {
+  MatrixX<S> forward(std::span<const Index> ids, const BatchRanks& ranks) const {
     Cache scratch;
     return forward(ids, ranks, scratch);
   }
 
   /// The same, and keeps in the cache (overwritten) what backward needs, a copy of the ids included.
-  Matrix<S> forward(std::span<const Index> ids, const BatchRanks& ranks, Cache& cache) const {
-    Matrix<S> y(width(), static_cast<Index>(ids.size()));
+  MatrixX<S> forward(std::span<const Index> ids, const BatchRanks& ranks, Cache& cache) const {
+    MatrixX<S> y(width(), static_cast<Index>(ids.size()));
     forward(ids, ranks, cache, y);
     return y;
   }
@@ -150,8 +150,8 @@ struct Embedding {
   }
 
   /// W + Δ_b as a new table; this one stays as it is. Throws std::invalid_argument for the rank.
-  Matrix<S> merged(RankSlice rank) const {
-    Matrix<S> table = adapter.delta(rank);
+  MatrixX<S> merged(RankSlice rank) const {
+    MatrixX<S> table = adapter.delta(rank);
     table += base;
     return table;
   }

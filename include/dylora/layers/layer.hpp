@@ -26,9 +26,9 @@ concept Layer = Trainable<L> &&
                   { layer.in_features() } -> std::same_as<Index>;
                   { layer.out_features() } -> std::same_as<Index>;
                   { layer.max_rank() } -> std::same_as<Index>;
-                  { layer.forward(in, ranks) } -> std::same_as<Matrix<typename L::Scalar>>;
-                  { layer.forward(in, ranks, cache) } -> std::same_as<Matrix<typename L::Scalar>>;
-                  { layer.backward(in, filled, gradients) } -> std::same_as<Matrix<typename L::Scalar>>;
+                  { layer.forward(in, ranks) } -> std::same_as<MatrixX<typename L::Scalar>>;
+                  { layer.forward(in, ranks, cache) } -> std::same_as<MatrixX<typename L::Scalar>>;
+                  { layer.backward(in, filled, gradients) } -> std::same_as<MatrixX<typename L::Scalar>>;
                   layer.forward(in, ranks, cache, out);
                   layer.backward(in, filled, gradients, workspace, out);
                 };
@@ -62,7 +62,7 @@ enum class Dx { set, add, none };
 
 /// A matrix of this shape for who reads the shape alone.
 template <class S>
-Eigen::Map<const Matrix<S>> of_shape(Index rows, Index cols) {
+Eigen::Map<const MatrixX<S>> of_shape(Index rows, Index cols) {
   return {nullptr, rows, cols};
 }
 
@@ -80,20 +80,20 @@ template <class Derived, std::floating_point S>
 struct KeepsInput {
   /// y, for inference. x in × n; b ≤ max_rank, one for all columns or one for each run of them; returns out × n.
   /// Throws ShapeError if x does not fit or has no column, std::invalid_argument for the rank. Costs what apply does; keeps nothing.
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const
+  MatrixX<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const
     requires SelfContained<Derived>
   {
     require_ranks(ranks, x.cols(), self().max_rank(), detail::named<Derived, "::forward">());
     typename Derived::Cache scratch;
-    Matrix<S> y(self().out_features(), x.cols());
+    MatrixX<S> y(self().out_features(), x.cols());
     self().apply(x, ranks, scratch, y);
     return y;
   }
 
   /// The same, and keeps in the cache (overwritten) what backward needs, a copy of x included.
   template <class Cache>
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
-    Matrix<S> y(self().out_features(), x.cols());
+  MatrixX<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
+    MatrixX<S> y(self().out_features(), x.cols());
     forward(x, ranks, cache, y);
     return y;
   }
@@ -143,10 +143,10 @@ struct KeepsInput {
 
   /// The same, and returns dx.
   template <class Cache, class Gradients>
-  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const
+  MatrixX<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const
     requires SelfContained<Derived>
   {
-    Matrix<S> dx(self().in_features(), dy.cols());
+    MatrixX<S> dx(self().in_features(), dy.cols());
     backward(dy, cache, gradients, dx);
     return dx;
   }

@@ -28,8 +28,8 @@ namespace dylora {
 ///     Linear<float> layer(W, {.max_rank = 8, .alpha = 16}, rng);
 ///     Linear<float>::Cache cache;
 ///     auto gradients = zeros_like(layer);
-///     const Matrix<float> y = layer.forward(x, 4, cache);               // at rank 4
-///     const Matrix<float> dx = layer.backward(dy, cache, gradients);
+///     const MatrixX<float> y = layer.forward(x, 4, cache);               // at rank 4
+///     const MatrixX<float> dx = layer.backward(dy, cache, gradients);
 ///
 /// Const both ways: the layer holds no activation, no mode and no gradient, so threads may share it at different ranks, each with a
 /// cache and gradients of its own. Two calls in flight must not share a cache.
@@ -138,7 +138,7 @@ struct Linear : KeepsInput<Linear<S, A, W>, S> {
   DenseWeight<S> merged(RankSlice rank) const
     requires MergeableAdapter<A> && MergeableWeight<W>
   {
-    Matrix<S> delta = adapter.delta(rank);
+    MatrixX<S> delta = adapter.delta(rank);
     delta += base.dense();
     return {std::move(delta), base.dense_bias()};
   }

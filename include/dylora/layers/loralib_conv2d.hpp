@@ -39,7 +39,7 @@ class LoralibConv2d {
 
   /// lora_A r·k × in·k, lora_B (out / groups · k) × r·k, as the file has them. Throws ShapeError if they do not fit each other or the options,
   /// std::invalid_argument unless kernel and groups are at least 1.
-  LoralibConv2d(RowMatrix<S> A, Matrix<S> B, Options options) : A_(std::move(A)), B_(std::move(B)), options_(options) {
+  LoralibConv2d(RowMatrix<S> A, MatrixX<S> B, Options options) : A_(std::move(A)), B_(std::move(B)), options_(options) {
     const Index k = options.kernel, groups = options.groups;
     require_in_range(k, 1, std::max<Index>(1, A_.cols()), "LoralibConv2d: kernel");
     require_in_range(groups, 1, std::max<Index>(1, A_.cols()), "LoralibConv2d: groups");
@@ -54,7 +54,7 @@ class LoralibConv2d {
   Index patch_size() const { return A_.cols() / options_.groups * options_.kernel; }  ///< in / groups · k · k
 
   /// Δ_b, out × (in / groups · k · k): the first b · k rows of A and columns of B. Throws std::invalid_argument if b > max_rank.
-  Matrix<S> delta(RankSlice rank) const {
+  MatrixX<S> delta(RankSlice rank) const {
     require_in_range(rank.active, 0, max_rank(), "LoralibConv2d::delta: rank");
     const Index rows = rank.active * options_.kernel;
     RowMatrix<S> product(B_.rows(), A_.cols());
@@ -77,7 +77,7 @@ class LoralibConv2d {
     require_in_range(options_.groups, 1, 1, "LoralibConv2d::low_rank: groups");
     const Index k = options_.kernel, rank = max_rank(), width = A_.cols();
     RowMatrix<S> A = RowMatrix<S>::Zero(rank * k * k, width * k);
-    Matrix<S> B(out_channels(), rank * k * k);
+    MatrixX<S> B(out_channels(), rank * k * k);
     Index component = 0;
     for (Index i = 0; i < rank; ++i) {
       for (Index t = 0; t < k; ++t) {
@@ -95,7 +95,7 @@ class LoralibConv2d {
   double scale(Index rank) const { return options_.scale(options_.alpha, rank, max_rank()); }
 
   RowMatrix<S> A_;
-  Matrix<S> B_;
+  MatrixX<S> B_;
   Options options_;
 };
 

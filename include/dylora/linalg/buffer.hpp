@@ -15,8 +15,8 @@ namespace dylora {
 template <class S>
 class Buffer {
  public:
-  using View = Eigen::Map<Matrix<S>>;
-  using ConstView = Eigen::Map<const Matrix<S>>;
+  using View = Eigen::Map<MatrixX<S>>;
+  using ConstView = Eigen::Map<const MatrixX<S>>;
 
   /// Takes the shape rows × cols; the contents are then undefined.
   View resize(Index rows, Index cols) {
@@ -40,7 +40,7 @@ class Buffer {
   ConstView view() const { return ConstView(memory_.data(), rows_, cols_); }
 
  private:
-  Vector<S> memory_;
+  VectorX<S> memory_;
   Index rows_ = 0;
   Index cols_ = 0;
 };

@@ -23,7 +23,7 @@ struct LowRankTerm {
 
   /// Nothing, of the shape rows × cols.
   static LowRankTerm none(Index rows, Index cols) {
-    return {Eigen::Map<const Matrix<S>>(nullptr, rows, 0), Eigen::Map<const Matrix<S>>(nullptr, 0, cols)};
+    return {Eigen::Map<const MatrixX<S>>(nullptr, rows, 0), Eigen::Map<const MatrixX<S>>(nullptr, 0, cols)};
   }
 };
 
@@ -126,7 +126,7 @@ void set_dot_products(D&& dst, const L& lhs, const R& rhs, typename std::remove_
 /// The bits of add_product with lhs and rhs and then with the factors of the term, on a dst that holds the bias; but one pass over dst does all
 /// three. Throws std::invalid_argument if lhs has no column. Otherwise as add_product.
 template <class S, class L>
-void set_affine(MatrixRef<S> dst, const L& lhs, ConstMatrixRef<S> rhs, const Eigen::Ref<const Vector<S>>& bias,
+void set_affine(MatrixRef<S> dst, const L& lhs, ConstMatrixRef<S> rhs, const Eigen::Ref<const VectorX<S>>& bias,
                 const LowRankTerm<S>& term) {
   if (bias.size() > 0) require_equal(bias.size(), dst.rows(), "product: size of the bias");
 #ifdef EIGEN_USE_BLAS

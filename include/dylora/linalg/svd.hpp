@@ -21,9 +21,9 @@ namespace dylora {
 /// W = U · diag(σ) · Vᵀ with k singular values, the largest first. Each pair of vectors has the sign that makes the largest element of the
 /// left one positive, the first of them where two are equally large.
 struct Svd {
-  Matrix<double> U;                ///< rows × k, orthonormal columns
-  Vector<double> singular_values;  ///< σ
-  Matrix<double> V;                ///< cols × k, orthonormal columns
+  MatrixX<double> U;                ///< rows × k, orthonormal columns
+  VectorX<double> singular_values;  ///< σ
+  MatrixX<double> V;                ///< cols × k, orthonormal columns
 };
 
 namespace detail {
@@ -48,12 +48,12 @@ void for_each_decomposition(Index count, const Body& body) {
 
 /// A copy in double. Throws ShapeError if it has no elements, NonFiniteError if one of them is a NaN or an infinity.
 template <class M>
-Matrix<double> finite_matrix(const Eigen::MatrixBase<M>& W, std::string_view what) {
+MatrixX<double> finite_matrix(const Eigen::MatrixBase<M>& W, std::string_view what) {
   if (W.size() == 0) {
     throw ShapeError(std::string(what) + ": expected a matrix with elements, got " + std::to_string(W.rows()) + " × " +
                      std::to_string(W.cols()));
   }
-  Matrix<double> copy = W.template cast<double>();
+  MatrixX<double> copy = W.template cast<double>();
   if (copy.allFinite()) return copy;
   throw NonFiniteError(std::string(what) + ": expected finite values, got a NaN or an infinity");
 }
@@ -71,10 +71,10 @@ inline void set_signs(Svd& svd) {
 // Templates over the scalar, which is double always, so that only a program which calls them compiles Eigen's decompositions; and it once.
 
 template <class S>
-Svd thin_svd(const Matrix<S>& W) {
+Svd thin_svd(const MatrixX<S>& W) {
   Svd result;
   for_each_decomposition(1, [&](Index) {
-    const Eigen::BDCSVD<Matrix<S>> svd(W, Eigen::ComputeThinU | Eigen::ComputeThinV);
+    const Eigen::BDCSVD<MatrixX<S>> svd(W, Eigen::ComputeThinU | Eigen::ComputeThinV);
     if (svd.info() != Eigen::Success) throw std::runtime_error("thin_svd: the decomposition did not converge");
     result = {svd.matrixU(), svd.singularValues(), svd.matrixV()};
   });
@@ -84,18 +84,18 @@ Svd thin_svd(const Matrix<S>& W) {
 
 /// Orthonormal columns with the span of those of Y, which has at least as many rows.
 template <class S>
-Matrix<S> orthonormal_columns(const Matrix<S>& Y) {
-  Matrix<S> Q = Matrix<S>::Identity(Y.rows(), Y.cols());
-  for_each_decomposition(1, [&](Index) { Q.applyOnTheLeft(Eigen::HouseholderQR<Matrix<S>>(Y).householderQ()); });
+MatrixX<S> orthonormal_columns(const MatrixX<S>& Y) {
+  MatrixX<S> Q = MatrixX<S>::Identity(Y.rows(), Y.cols());
+  for_each_decomposition(1, [&](Index) { Q.applyOnTheLeft(Eigen::HouseholderQR<MatrixX<S>>(Y).householderQ()); });
   return Q;
 }
 
 /// R of Y = Q R, min(rows, cols) × cols.
 template <class S>
-Matrix<S> triangular_factor(const Matrix<S>& Y) {
-  Matrix<S> R;
+MatrixX<S> triangular_factor(const MatrixX<S>& Y) {
+  MatrixX<S> R;
   for_each_decomposition(1, [&](Index) {
-    const Eigen::HouseholderQR<Matrix<S>> qr(Y);
+    const Eigen::HouseholderQR<MatrixX<S>> qr(Y);
     R = qr.matrixQR().topRows(std::min(Y.rows(), Y.cols())).template triangularView<Eigen::Upper>();
   });
   return R;

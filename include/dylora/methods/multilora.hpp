@@ -54,8 +54,8 @@ struct MultiLora : Factored<MultiLora<S>, S> {
 
   struct Gradients {
     Gradient<RowMatrix<S>> A;
-    Gradient<Matrix<S>> B;
-    Gradient<Matrix<S>> gain;
+    Gradient<MatrixX<S>> B;
+    Gradient<MatrixX<S>> gain;
   };
 
   struct Workspace {
@@ -72,8 +72,8 @@ struct MultiLora : Factored<MultiLora<S>, S> {
   };
 
   RowMatrix<S> A;  // components × modules · in
-  Matrix<S> B;     // modules · out × components
-  Matrix<S> gain;  // out × modules, or 1 × modules; column j is c_j. No columns where max_rank is 0
+  MatrixX<S> B;     // modules · out × components
+  MatrixX<S> gain;  // out × modules, or 1 × modules; column j is c_j. No columns where max_rank is 0
   Options options;
 
   /// Fresh: A_j and B_j Kaiming-uniform with a = √5, which is U(−1/√in, 1/√in) and U(−1/√R, 1/√R), drawn for each module; c = 0.
@@ -88,7 +88,7 @@ struct MultiLora : Factored<MultiLora<S>, S> {
   }
 
   /// From trained factors; max_rank, modules and the shape of the gain are taken from them. Throws ShapeError if they do not fit together.
-  MultiLora(RowMatrix<S> A_, Matrix<S> B_, Matrix<S> gain_, Options options_)
+  MultiLora(RowMatrix<S> A_, MatrixX<S> B_, MatrixX<S> gain_, Options options_)
       : A(std::move(A_)), B(std::move(B_)), gain(std::move(gain_)), options(options_) {
     options.max_rank = A.rows();
     if (options.max_rank > 0) {
@@ -162,7 +162,7 @@ struct MultiLora : Factored<MultiLora<S>, S> {
       if (t < b) {
         const Index first = columns(t), count = columns(b - t);
         multiply_by_gain(M.middleCols(first, count), M.middleCols(first, count));
-        Eigen::Map<Matrix<S>>(gradients.B.col(t).data(), out_features(), count) += M.middleCols(first, count);
+        Eigen::Map<MatrixX<S>>(gradients.B.col(t).data(), out_features(), count) += M.middleCols(first, count);
         add_product(Eigen::Map<RowMatrix<S>>(gradients.A.row(t).data(), count, in_features()), dh_b.middleRows(first, count),
                     x.middleCols(begin, n).transpose());
       }
@@ -184,7 +184,7 @@ struct MultiLora : Factored<MultiLora<S>, S> {
     check_parameters();
     require_in_range(rank, 0, max_rank(), "MultiLora::factors: rank");
     const Index b = std::min(rank, components());
-    LowRankFactors<S> product{A_of(b), Matrix<S>(out_features(), columns(b)),
+    LowRankFactors<S> product{A_of(b), MatrixX<S>(out_features(), columns(b)),
                               b > 0 ? exact_scale(b) : 1};
     multiply_by_gain(B_of(b), product.B);
     return product;
@@ -207,7 +207,7 @@ struct MultiLora : Factored<MultiLora<S>, S> {
     changed.gain = changed.constant_gain(1);
     Eigen::Map<RowMatrix<S>> rows(changed.A.data(), columns(b), in_features());
     for (Index i = 0; i < columns(b); ++i) rows.row(i) = factors.A.row(i % rank);
-    if (b > 0) Eigen::Map<Matrix<S>>(changed.B.data(), out_features(), rank) = factors.B;
+    if (b > 0) Eigen::Map<MatrixX<S>>(changed.B.data(), out_features(), rank) = factors.B;
     *this = std::move(changed);
   }
 
@@ -222,10 +222,10 @@ struct MultiLora : Factored<MultiLora<S>, S> {
   /// b components as they are in memory: so many columns of one B, and rows of one A.
   Index columns(Index b) const { return b * options.modules; }
   Eigen::Map<const RowMatrix<S>> A_of(Index b) const { return {A.data(), columns(b), in_features()}; }
-  Eigen::Map<const Matrix<S>> B_of(Index b) const { return {B.data(), out_features(), columns(b)}; }
+  Eigen::Map<const MatrixX<S>> B_of(Index b) const { return {B.data(), out_features(), columns(b)}; }
 
-  Matrix<S> constant_gain(S value) const {
-    return Matrix<S>::Constant(options.gain == GainShape::scalar ? 1 : out_features(), options.max_rank > 0 ? options.modules : 0, value);
+  MatrixX<S> constant_gain(S value) const {
+    return MatrixX<S>::Constant(options.gain == GainShape::scalar ? 1 : out_features(), options.max_rank > 0 ? options.modules : 0, value);
   }
 
   /// to = C∘from, column by column, where `from` begins with the first module; they may be the same.
@@ -236,7 +236,7 @@ struct MultiLora : Factored<MultiLora<S>, S> {
     }
   }
 
-  void add_gain_gradient(ConstMatrixRef<S> M, Matrix<S>& gradient) const {
+  void add_gain_gradient(ConstMatrixRef<S> M, MatrixX<S>& gradient) const {
     const auto columns_of_B = B_of(components());
     for (Index i = 0; i < M.cols(); ++i) {
       auto dc = gradient.col(i % options.modules);

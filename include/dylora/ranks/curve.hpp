@@ -36,7 +36,7 @@ class RankCurve {
   /// losses: a row per batch, a column per rank from `lowest` on; weights: of each batch in the mean, its number of samples for example.
   /// Throws ShapeError if there are no batches, no ranks, or not a weight for each batch; std::invalid_argument for a weight that is not a
   /// finite number above 0; NonFiniteError, naming rank and batch, for a loss that is not finite.
-  RankCurve(Index lowest, Matrix<double> losses, Vector<double> weights)
+  RankCurve(Index lowest, MatrixX<double> losses, VectorX<double> weights)
       : lowest_(lowest), losses_(std::move(losses)), weights_(std::move(weights)) {
     require_in_range(lowest, 0, std::numeric_limits<Index>::max(), "RankCurve: lowest rank");
     require_samples(losses_.rows(), "RankCurve: batches");
@@ -75,12 +75,12 @@ class RankCurve {
   }
 
  private:
-  Vector<double> column(Index rank) const {
+  VectorX<double> column(Index rank) const {
     require_in_range(rank, lowest_, highest(), "RankCurve: rank");
     return losses_.col(rank - lowest_);
   }
 
-  Estimate estimate(const Vector<double>& values) const {
+  Estimate estimate(const VectorX<double>& values) const {
     const double mean = weights_.dot(values);
     if (batches() == 1) return {mean, std::numeric_limits<double>::infinity()};
     const auto n = static_cast<double>(batches());
@@ -88,8 +88,8 @@ class RankCurve {
   }
 
   Index lowest_;
-  Matrix<double> losses_;   // batches × ranks
-  Vector<double> weights_;  // sum to 1
+  MatrixX<double> losses_;   // batches × ranks
+  VectorX<double> weights_;  // sum to 1
 };
 
 /// Calls loss(rank, batch) at every rank in [lowest, highest] on each of `batches`; rank 0 is RankSlice::none(). Batches of unequal sizes
@@ -101,14 +101,14 @@ RankCurve evaluate_ranks(Index lowest, Index highest, Index batches, BatchLoss&&
   require_in_range(batches, 1, std::numeric_limits<Index>::max(), "evaluate_ranks: batches");
   if (!weights.empty())
     require_equal(static_cast<Index>(weights.size()), batches, "evaluate_ranks: number of weights, against the batches");
-  Matrix<double> losses(batches, highest - lowest + 1);
+  MatrixX<double> losses(batches, highest - lowest + 1);
   for (Index i = 0; i < batches; ++i) {
     for (Index rank = lowest; rank <= highest; ++rank) {
       losses(i, rank - lowest) = loss(rank == 0 ? RankSlice::none() : RankSlice(rank), i);
     }
   }
-  Vector<double> used = Vector<double>::Ones(batches);
-  if (!weights.empty()) used = Eigen::Map<const Vector<double>>(weights.data(), static_cast<Index>(weights.size()));
+  VectorX<double> used = VectorX<double>::Ones(batches);
+  if (!weights.empty()) used = Eigen::Map<const VectorX<double>>(weights.data(), static_cast<Index>(weights.size()));
   return {lowest, std::move(losses), std::move(used)};
 }
 

@@ -22,7 +22,7 @@ namespace dylora {
 namespace detail {
 
 template <class S>
-void require_orderable(const RowMatrix<S>& A, const Matrix<S>& B, std::string_view name) {
+void require_orderable(const RowMatrix<S>& A, const MatrixX<S>& B, std::string_view name) {
   const std::string what = "order_components: " + std::string(name);
   require_equal(B.cols(), A.rows(), what + ": columns of B (rank) against rows of A");
   if (A.rows() > std::min(A.cols(), B.rows())) {
@@ -42,12 +42,12 @@ void require_orderable(const RowMatrix<S>& A, const Matrix<S>& B, std::string_vi
 /// O(components² · (in + out)); computed in double. With nothing changed, throws NonFiniteError if a factor is not finite,
 /// ShapeError if the factors disagree or have more components than features.
 template <std::floating_point S>
-void order_components(RowMatrix<S>& A, Matrix<S>& B) {
+void order_components(RowMatrix<S>& A, MatrixX<S>& B) {
   const Index components = A.rows();
   detail::require_orderable(A, B, "the adapter");
   if (components == 0) return;
 
-  using Exact = Matrix<double>;
+  using Exact = MatrixX<double>;
   const Exact in = A.transpose().template cast<double>(), out = B.template cast<double>();
   const double norm = std::sqrt(in.squaredNorm() / static_cast<double>(components));
   if (norm == 0) return;
@@ -77,7 +77,7 @@ void order_components(T& trained) {
   struct Factors {
     std::string name;
     RowMatrix<S>* A = nullptr;
-    Matrix<S>* B = nullptr;
+    MatrixX<S>* B = nullptr;
     bool known = true;
   };
   std::vector<Factors> adapters;

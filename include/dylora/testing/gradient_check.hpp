@@ -34,7 +34,7 @@ struct AdapterLayer {
   using Gradients = typename A::Gradients;
   using Workspace = typename A::Workspace;
   struct Cache {
-    Matrix<Scalar> x;
+    MatrixX<Scalar> x;
     typename A::Cache adapter;
   };
 
@@ -43,9 +43,9 @@ struct AdapterLayer {
   Index in_features() const { return adapter.in_features(); }
   Index out_features() const { return adapter.out_features(); }
 
-  Matrix<Scalar> forward(ConstMatrixRef<Scalar> x, RankSlice rank, Cache& cache) const {
+  MatrixX<Scalar> forward(ConstMatrixRef<Scalar> x, RankSlice rank, Cache& cache) const {
     cache.x = x;
-    Matrix<Scalar> y = Matrix<Scalar>::Zero(out_features(), x.cols());
+    MatrixX<Scalar> y = MatrixX<Scalar>::Zero(out_features(), x.cols());
     adapter.add_forward(x, rank, cache.adapter, y);
     return y;
   }
@@ -103,11 +103,11 @@ class GradientComparison {
 };
 
 template <class L, class... Extra>
-GradientReport check_layer_gradients(L layer, Matrix<typename L::Scalar> x, RankSlice rank, Rng& rng, const typename L::Cache& prototype,
+GradientReport check_layer_gradients(L layer, MatrixX<typename L::Scalar> x, RankSlice rank, Rng& rng, const typename L::Cache& prototype,
                                      bool backward_adds_dx, const Extra&... extra) {
   using S = typename L::Scalar;
   constexpr double step = 1e-5;
-  const Matrix<S> dy = random_uniform<S>(layer.out_features(), x.cols(), 1, rng);
+  const MatrixX<S> dy = random_uniform<S>(layer.out_features(), x.cols(), 1, rng);
   const auto value = [&] {
     typename L::Cache cache = prototype;
     return layer.forward(x, extra..., rank, cache).cwiseProduct(dy).sum();
@@ -132,8 +132,8 @@ GradientReport check_layer_gradients(L layer, Matrix<typename L::Scalar> x, Rank
         static_cast<typename std::remove_reference_t<decltype(g)>::PlainObject&>(g) = n;
       },
       gradients, noise);
-  const Matrix<S> before = random_uniform<S>(x.rows(), x.cols(), 1, rng);
-  Matrix<S> dx = before;
+  const MatrixX<S> before = random_uniform<S>(x.rows(), x.cols(), 1, rng);
+  MatrixX<S> dx = before;
   typename L::Workspace workspace;
   layer.backward(dy, cache, gradients, workspace, dx);
   if (backward_adds_dx) dx -= before;
@@ -177,7 +177,7 @@ GradientReport check_layer_gradients(L layer, Matrix<typename L::Scalar> x, Rank
 /// Costs two forwards per entry: for small layers.
 template <Layer L, class... Extra>
   requires std::same_as<typename L::Scalar, double>
-GradientReport check_gradients(const L& layer, const Matrix<double>& x, RankSlice rank, Rng& rng, const typename L::Cache& prototype = {},
+GradientReport check_gradients(const L& layer, const MatrixX<double>& x, RankSlice rank, Rng& rng, const typename L::Cache& prototype = {},
                                const Extra&... extra) {
   return detail::check_layer_gradients(layer, x, rank, rng, prototype, false, extra...);
 }
@@ -185,7 +185,7 @@ GradientReport check_gradients(const L& layer, const Matrix<double>& x, RankSlic
 /// The same for an adapter by itself, whose backward must add into dx as well.
 template <Adapter A>
   requires std::same_as<typename A::Scalar, double>
-GradientReport check_gradients(const A& adapter, const Matrix<double>& x, RankSlice rank, Rng& rng,
+GradientReport check_gradients(const A& adapter, const MatrixX<double>& x, RankSlice rank, Rng& rng,
                                const typename A::Cache& prototype = {}) {
   return detail::check_layer_gradients(detail::AdapterLayer<A>{adapter}, x, rank, rng, {{}, prototype}, true);
 }
@@ -194,7 +194,7 @@ GradientReport check_gradients(const A& adapter, const Matrix<double>& x, RankSl
 /// begins with it, "rank 3, trainable from 2: gain(2, 0): …". Its entries are those of all ranks together.
 template <class T>
   requires(Layer<T> || Adapter<T>) && std::same_as<typename T::Scalar, double>
-GradientReport check_gradients(const T& trained, const Matrix<double>& x, Rng& rng, const typename T::Cache& prototype = {}) {
+GradientReport check_gradients(const T& trained, const MatrixX<double>& x, Rng& rng, const typename T::Cache& prototype = {}) {
   GradientReport worst;
   for (Index b = 1; b <= trained.max_rank(); ++b) {
     for (const RankSlice rank : {RankSlice(b), RankSlice(b, b - 1)}) {

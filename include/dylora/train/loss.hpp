@@ -24,7 +24,7 @@ namespace dylora {
 template <class S>
 struct Loss {
   double value;
-  Matrix<S> gradient;
+  MatrixX<S> gradient;
 };
 
 /// mean (y − target)² over all elements; gradient = weight · 2 (y − target) / size, overwritten.
@@ -48,7 +48,7 @@ double mse(ConstMatrixRef<S> y, ConstMatrixRef<S> target, MatrixRef<S> gradient,
 template <class Y, class Target>
 auto mse(const Eigen::MatrixBase<Y>& y, const Eigen::MatrixBase<Target>& target) {
   using S = typename Y::Scalar;
-  Loss<S> loss{0, Matrix<S>(y.rows(), y.cols())};
+  Loss<S> loss{0, MatrixX<S>(y.rows(), y.cols())};
   loss.value = mse<S>(y, target, loss.gradient);
   return loss;
 }
@@ -129,8 +129,8 @@ double cross_entropy(ConstMatrixRef<S> logits, std::span<const Index> targets, M
 }
 
 template <class S>
-Loss<S> cross_entropy(const Matrix<S>& logits, std::span<const Index> targets, CrossEntropyOptions options = {}) {
-  Loss<S> loss{0, Matrix<S>(logits.rows(), logits.cols())};
+Loss<S> cross_entropy(const MatrixX<S>& logits, std::span<const Index> targets, CrossEntropyOptions options = {}) {
+  Loss<S> loss{0, MatrixX<S>(logits.rows(), logits.cols())};
   loss.value = cross_entropy<S>(logits, targets, loss.gradient, options);
   return loss;
 }

@@ -13,17 +13,17 @@ namespace dylora {
 
 /// A frozen weight that owns its matrix: y = W x + bias.
 ///
-/// `Storage` is Matrix<S> or RowMatrix<S>; move in what you have and nothing is copied. It converts from any Eigen matrix, map or expression,
+/// `Storage` is MatrixX<S> or RowMatrix<S>; move in what you have and nothing is copied. It converts from any Eigen matrix, map or expression,
 /// so that a layer can be made from one: Linear<float> layer(W, {.max_rank = 8}, rng).
-template <std::floating_point S, class Storage = Matrix<S>>
+template <std::floating_point S, class Storage = MatrixX<S>>
 struct DenseWeight {
   using Scalar = S;
 
   Storage W;       // out × in
-  Vector<S> bias;  // out, or no elements
+  VectorX<S> bias;  // out, or no elements
 
   /// Throws ShapeError if W is empty or the bias does not have one element per row of it.
-  DenseWeight(Storage W_, Vector<S> bias_ = {}) : W(std::move(W_)), bias(std::move(bias_)) {
+  DenseWeight(Storage W_, VectorX<S> bias_ = {}) : W(std::move(W_)), bias(std::move(bias_)) {
     if (bias.size() > 0) require_equal(bias.size(), W.rows(), "DenseWeight: size of bias");
     (void)view();
   }
@@ -55,10 +55,10 @@ struct DenseWeight {
   }
 
   /// A copy of W, without the bias.
-  Matrix<S> dense() const { return W; }
+  MatrixX<S> dense() const { return W; }
 
   /// A copy of the bias; no elements if there is none.
-  Vector<S> dense_bias() const { return bias; }
+  VectorX<S> dense_bias() const { return bias; }
 };
 
 }  // namespace dylora

@@ -17,14 +17,14 @@ namespace dylora {
 ///     WeightView<float, RowMatrix<float>> view(tensor.data(), out, in, bias.data());   // PyTorch's layout
 ///     Linear<float, LowRank<float>, WeightView<float, RowMatrix<float>>> layer(view, {.max_rank = 8}, rng);
 ///
-/// `Storage` is the order in which the memory holds the out × in matrix: Matrix<S> (column by column; also a row-major in × out, as GPT-2's
+/// `Storage` is the order in which the memory holds the out × in matrix: MatrixX<S> (column by column; also a row-major in × out, as GPT-2's
 /// Conv1D keeps it) or RowMatrix<S>. The memory must outlive every copy of the view and must not change under it.
-template <std::floating_point S, class Storage = Matrix<S>>
+template <std::floating_point S, class Storage = MatrixX<S>>
 class WeightView {
  public:
   using Scalar = S;
   using Values = Eigen::Map<const Storage, Eigen::Unaligned, Eigen::OuterStride<>>;
-  using Bias = Eigen::Map<const Vector<S>>;
+  using Bias = Eigen::Map<const VectorX<S>>;
 
   /// `values` holds out × in elements; `stride` is the distance between its columns (rows, if row-major), 0 for the tightest.
   /// `bias` holds out elements, or is null for none. Throws ShapeError if the matrix is empty or null, std::invalid_argument if the
@@ -42,7 +42,7 @@ class WeightView {
 
   /// The same with a bias of out elements, or of none.
   template <class Derived>
-  WeightView(const Eigen::MatrixBase<Derived>& values, const Vector<S>& bias) : WeightView(values) {
+  WeightView(const Eigen::MatrixBase<Derived>& values, const VectorX<S>& bias) : WeightView(values) {
     if (bias.size() == 0) return;
     require_equal(bias.size(), rows(), "WeightView: size of bias");
     new (&bias_) Bias(bias.data(), bias.size());  // how Eigen points a map elsewhere
@@ -50,9 +50,9 @@ class WeightView {
 
   // What would be gone when the view is used.
   explicit WeightView(Storage&&) = delete;
-  WeightView(Storage&&, const Vector<S>&) = delete;
+  WeightView(Storage&&, const VectorX<S>&) = delete;
   template <class Derived>
-  WeightView(const Eigen::MatrixBase<Derived>&, Vector<S>&&) = delete;
+  WeightView(const Eigen::MatrixBase<Derived>&, VectorX<S>&&) = delete;
 
   Index rows() const { return values_.rows(); }
   Index cols() const { return values_.cols(); }
@@ -75,7 +75,7 @@ class WeightView {
 
   /// dx = Wᵀ dy + term. One pass over dx; 2·n·(out·in + rank·in) flops.
   void apply_transposed(ConstMatrixRef<S> dy, const LowRankTerm<S>& term, MatrixRef<S> dx) const {
-    set_affine<S>(dx, values_.transpose(), dy, Vector<S>(), term);
+    set_affine<S>(dx, values_.transpose(), dy, VectorX<S>(), term);
   }
 
   /// dx += Wᵀ dy + term. One pass over dx; 2·n·(out·in + rank·in) flops.
@@ -84,10 +84,10 @@ class WeightView {
   }
 
   /// A copy of W, without the bias.
-  Matrix<S> dense() const { return values_; }
+  MatrixX<S> dense() const { return values_; }
 
   /// A copy of the bias; no elements if there is none.
-  Vector<S> dense_bias() const { return bias_; }
+  VectorX<S> dense_bias() const { return bias_; }
 
  private:
   WeightView(Values values, const S* bias) : values_(values), bias_(bias, bias != nullptr ? values.rows() : 0) {

@@ -30,8 +30,8 @@ concept FusedWeight = FrozenWeight<W> && requires(const W& weight, ConstMatrixRe
 /// A frozen weight that can be read back as a matrix, and so be merged with an adapter.
 template <class W>
 concept MergeableWeight = FrozenWeight<W> && requires(const W& weight) {
-  { weight.dense() } -> std::same_as<Matrix<typename W::Scalar>>;
-  { weight.dense_bias() } -> std::same_as<Vector<typename W::Scalar>>;
+  { weight.dense() } -> std::same_as<MatrixX<typename W::Scalar>>;
+  { weight.dense_bias() } -> std::same_as<VectorX<typename W::Scalar>>;
 };
 
 }  // namespace dylora

@@ -24,7 +24,7 @@
 #include "dylora/layers/attention/attention.hpp"
 #include "dylora/layers/linear.hpp"
 #include "dylora/methods/nola/nola.hpp"
-#include "dylora/methods/pissa/initialized.hpp"
+#include "dylora/methods/pissa/offset_low_rank.hpp"
 #include "dylora/ranks/scale.hpp"
 #include "dylora/ranks/truncate.hpp"
 #include "dylora/train/adamw.hpp"
@@ -70,12 +70,12 @@ struct Mixed {
   using Scalar = float;
   struct Gradients {
     Gradient<RowMatrix<float>> rows;
-    Gradient<Matrix<float>> cols;
-    Vector<double> gate;
+    Gradient<MatrixX<float>> cols;
+    VectorX<double> gate;
   };
   RowMatrix<float> rows;
-  Matrix<float> cols;
-  Vector<double> gate;
+  MatrixX<float> cols;
+  VectorX<double> gate;
 
   explicit Mixed(std::uint64_t seed, Index components = 3, Index gates = 2)
       : rows(noise<float>(components, 4, seed)), cols(noise<float>(5, components, seed + 1)), gate(noise<double>(gates, 1, seed + 2)) {}
@@ -379,7 +379,7 @@ TEST_CASE("models with other names, shapes, types, ranks or scales are refused b
   };
   const auto linear = [](LowRankOptions options, std::uint64_t seed = 1) {
     Rng rng(seed);
-    return Linear<float>(DenseWeight<float>{noise<float>(5, 4, 1), Vector<float>()}, options, rng);
+    return Linear<float>(DenseWeight<float>{noise<float>(5, 4, 1), VectorX<float>()}, options, rng);
   };
   const auto alone = [](LowRankOptions options) {
     Rng rng(1);
@@ -408,7 +408,7 @@ TEST_CASE("models with other names, shapes, types, ranks or scales are refused b
   using Layer = Attention<double, Linear<double>, FrozenLinear<double>, Linear<double>, Linear<double, Dropout<LowRank<double>>>>;
   const auto attention = [](double alpha) {
     Rng rng(1);
-    const auto weight = [](std::uint64_t seed) { return DenseWeight<double>{noise<double>(6, 6, seed), Vector<double>()}; };
+    const auto weight = [](std::uint64_t seed) { return DenseWeight<double>{noise<double>(6, 6, seed), VectorX<double>()}; };
     const LowRankOptions options{.max_rank = 2, .alpha = alpha};
     return Layer(Linear<double>(weight(1), {.max_rank = 2}, rng), FrozenLinear<double>(weight(2)), Linear<double>(weight(3), options, rng),
                  Linear<double, Dropout<LowRank<double>>>(weight(4), {.adapter = options}, rng), {.heads = 2});
@@ -434,7 +434,7 @@ TEST_CASE("models with other names, shapes, types, ranks or scales are refused b
   CHECK(said(stack(4), stack(2)) == "\n  model." + other_alpha);
   CHECK(said(stack(4), stack(4, alpha_over_max_rank)) == "\n  model.2.scale at rank 1: the checkpoint has 4.0, this run 2.0");
   const auto dropping = [&](double probability, double alpha) {
-    return Linear<float, Dropout<Stack>>(DenseWeight<float>{noise<float>(15, 4, 1), Vector<float>()},
+    return Linear<float, Dropout<Stack>>(DenseWeight<float>{noise<float>(15, 4, 1), VectorX<float>()},
                                          Dropout<Stack>(stack(alpha), probability));
   };
   CHECK(said(dropping(0.5, 4), dropping(0.5, 4)) == "");
@@ -442,17 +442,17 @@ TEST_CASE("models with other names, shapes, types, ranks or scales are refused b
   CHECK(said(dropping(0.5, 4), dropping(0.5, 2)) == "\n  model." + other_alpha);
 
   Rng rng(1);
-  const Linear<double> in_double(DenseWeight<double>{noise<double>(5, 4, 1), Vector<double>()}, plain, rng);
+  const Linear<double> in_double(DenseWeight<double>{noise<double>(5, 4, 1), VectorX<double>()}, plain, rng);
   CHECK(said(linear(plain), in_double) ==
         "\n  model.lora_A: the checkpoint has F32 3 × 4, this run F64 3 × 4\n  model.lora_B: the checkpoint has F32 5 × 3, this run F64 5 "
         "× 3");
 }
 
 TEST_CASE("constants come back with the parameters, and what an adapter names itself must be the same") {
-  const Matrix<float> W = noise<float>(4, 5, 1);
+  const MatrixX<float> W = noise<float>(4, 5, 1);
   const auto started_at = [&](std::uint64_t seed) {
-    Linear<float, Initialized<float>> layer(W, Initialized<float>(noise<float>(2, 5, seed), noise<float>(4, 2, seed + 1), {}));
-    randomize<Linear<float, Initialized<float>>>(layer, seed + 2);
+    Linear<float, OffsetLowRank<float>> layer(W, OffsetLowRank<float>(noise<float>(2, 5, seed), noise<float>(4, 2, seed + 1), {}));
+    randomize<Linear<float, OffsetLowRank<float>>>(layer, seed + 2);
     return layer;
   };
   const auto describing = [](auto& model) { return [&](auto& archive) { archive.parameters("model", model); }; };

@@ -109,8 +109,8 @@ struct Run {
     take_snapshot(model, good);
     optimizer.set_learning_rate(schedule(step));
     losses.push_back(train_step(model, optimizer, gradients, plan(step, rank_rng), [&](Index, RankSlice rank, double weight) {
-      const Matrix<S> x = random_uniform<S>(model.in_features(), 6, 1, data_rng), target = random_uniform<S>(6, 6, 1, data_rng);
-      Matrix<S> dy(6, 6);
+      const MatrixX<S> x = random_uniform<S>(model.in_features(), 6, 1, data_rng), target = random_uniform<S>(6, 6, 1, data_rng);
+      MatrixX<S> dy(6, 6);
       const double loss = mse<S>(model.forward(x, rank, cache), target, dy, weight);
       model.backward(dy, cache, gradients);
       return loss;

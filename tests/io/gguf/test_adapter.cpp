@@ -61,7 +61,7 @@ struct Block {
   Attention<float> attention;
   Linear<float> up;
 
-  Matrix<float> forward(const Matrix<float>& x, Index rank) const { return up.forward(attention.forward(x, rank), rank); }
+  MatrixX<float> forward(const MatrixX<float>& x, Index rank) const { return up.forward(attention.forward(x, rank), rank); }
 
   static void members(const auto& f, auto&... t) {
     f(Child<Attention<float>>{"model.layers.0.self_attn"}, t.attention...);
@@ -75,7 +75,7 @@ constexpr Index heads = 2, key_value_heads = 1, max_rank = 6;  // of 12 features
 template <class S = float>
 Linear<S> linear(Index in, Index out, LowRankOptions options, std::uint64_t seed) {
   Rng rng(seed);
-  Linear<S> layer(Matrix<S>(noise<S>(out, in, seed)), options, rng);
+  Linear<S> layer(MatrixX<S>(noise<S>(out, in, seed)), options, rng);
   randomize<Linear<S>>(layer, seed + 1);
   return layer;
 }
@@ -121,9 +121,9 @@ RowMatrix<float> matrix_in(const GgufFile& file, const std::string& tensor) {
 }
 
 /// Δ as llama.cpp computes it from the file, in double.
-Matrix<double> delta_in(const GgufFile& file, const std::string& module) {
-  const Matrix<double> A = matrix_in(file, module + ".weight.lora_a").cast<double>();
-  const Matrix<double> B = matrix_in(file, module + ".weight.lora_b").cast<double>();
+MatrixX<double> delta_in(const GgufFile& file, const std::string& module) {
+  const MatrixX<double> A = matrix_in(file, module + ".weight.lora_a").cast<double>();
+  const MatrixX<double> B = matrix_in(file, module + ".weight.lora_b").cast<double>();
   const float* alpha = file.contents().find_as<float>("adapter.lora.alpha");
   return (alpha == nullptr || *alpha == 0 ? 1.0F : *alpha / static_cast<float>(A.rows())) * B * A;
 }
@@ -176,7 +176,7 @@ Linear<float> for_adapter_file() { return linear(3, 2, {.max_rank = 2}, 7); }
 TEST_CASE("A model saved at any rank and loaded into another computes the same bits") {
   const TemporaryFolder folder;
   const auto path = folder / "adapter.gguf";
-  const Matrix<float> x = noise<float>(10, 5, 3);
+  const MatrixX<float> x = noise<float>(10, 5, 3);
   for (const ScaleRule rule : {alpha_over_rank, alpha_over_max_rank}) {
     const LowRankOptions options{.max_rank = max_rank, .alpha = 9, .scale = rule};
     const Block model = block(options, 1);
@@ -228,11 +228,11 @@ TEST_CASE("The bytes of an adapter are pinned") {
   const auto path = folder / "adapter.gguf";
   RowMatrix<float> A(2, 3);
   A << 1, 2, 3, 4, 5, 6;
-  Matrix<float> B(2, 2);
+  MatrixX<float> B(2, 2);
   B << 7, 8, 9, 10;
   Modules<Linear<float>> model{{"lm_head", "layers.0.mlp.up_proj"}, {}};
   for (int i = 0; i < 2; ++i)
-    model.layers.emplace_back(DenseWeight<float>(Matrix<float>(noise<float>(2, 3, 1))), LowRank<float>(A, B, {.alpha = 16}));
+    model.layers.emplace_back(DenseWeight<float>(MatrixX<float>(noise<float>(2, 3, 1))), LowRank<float>(A, B, {.alpha = 16}));
   save_gguf(path, model, {2, 0}, llama);
   const auto zeros = [](std::size_t count) { return std::string(count, '\0'); };
   // clang-format off
@@ -287,7 +287,7 @@ TEST_CASE("One alpha serves all modules where it can, and what it cannot say is 
       CHECK(report[i] == AdapterScale{name, c.ranks[i], static_cast<float>(c.alpha), static_cast<float>(c.scales[i])});
       const auto& adapter = model.layers[i].adapter;
       CHECK(gap(delta_in(file, name), in_double(adapter.delta(c.ranks[i]))) < rounding<float>);
-      CHECK((Matrix<float>(matrix_in(file, name + ".weight.lora_b")) == adapter.B.leftCols(c.ranks[i])) == c.exact);
+      CHECK((MatrixX<float>(matrix_in(file, name + ".weight.lora_b")) == adapter.B.leftCols(c.ranks[i])) == c.exact);
     }
   }
 }
@@ -298,7 +298,7 @@ TEST_CASE("Alpha is the one that was chosen, not a neighbour that rounds to the 
   for (const float alpha : {1.0F, 3.0F, 5.0F, 16.0F, 0.7F}) {
     for (const Index rank : {7, 21, 39, 41, 43, 47, 61}) {  // where α / r · r is not α in float
       const auto layer = [&](double chosen) {
-        return Linear<float>(DenseWeight<float>(Matrix<float>(noise<float>(2, 3, 1))),
+        return Linear<float>(DenseWeight<float>(MatrixX<float>(noise<float>(2, 3, 1))),
                              LowRank<float>(noise<float>(rank, 3, 2), noise<float>(2, rank, 3), {.alpha = chosen}));
       };
       save_gguf(path, layer(alpha), rank, plain);
@@ -324,7 +324,7 @@ TEST_CASE("Alpha survives being loaded at every rank, in float and in double") {
   const TemporaryFolder folder;
   const auto path = folder / "adapter.gguf";
   for (Index rank = 1; rank <= 61; ++rank) {
-    const Linear<float> layer(DenseWeight<float>(Matrix<float>(noise<float>(2, 3, 1))),
+    const Linear<float> layer(DenseWeight<float>(MatrixX<float>(noise<float>(2, 3, 1))),
                               LowRank<float>(noise<float>(rank, 3, 2), noise<float>(2, rank, 3), {.alpha = 16}));
     save_gguf(path, layer, rank, plain);
     Linear<float> in_float = linear(3, 2, {.max_rank = 1}, 4);
@@ -362,7 +362,7 @@ TEST_CASE("An adapter of slices is one pair, and slices again after loading") {
   const auto make = [](std::uint64_t seed) {
     Rng rng(seed);
     MergedBlock model{
-        MergedBlock::Sliced(Matrix<float>(noise<float>(12, 4, 1)), {.adapters = {{.max_rank = 3}, {.max_rank = 3}, {.max_rank = 3}}}, rng),
+        MergedBlock::Sliced(MatrixX<float>(noise<float>(12, 4, 1)), {.adapters = {{.max_rank = 3}, {.max_rank = 3}, {.max_rank = 3}}}, rng),
         linear(4, 4, {.max_rank = 3}, 2)};
     randomize<MergedBlock>(model, seed);
     return model;
@@ -394,7 +394,7 @@ TEST_CASE("A baked adapter has scale 1 for those who read alpha and for those wh
     for (std::size_t i = 0; i < 2; ++i) {
       CHECK(report[i].scale == 1);
       const std::string name = model.names[i];
-      const Matrix<double> unscaled =
+      const MatrixX<double> unscaled =
           matrix_in(file, name + ".weight.lora_b").cast<double>() * matrix_in(file, name + ".weight.lora_a").cast<double>();
       CHECK(gap(unscaled, in_double(model.layers[i].adapter.delta(ranks[i]))) < rounding<float>);
     }
@@ -409,8 +409,8 @@ TEST_CASE("The rows of Llama's q and k are in llama.cpp's order in the file, and
   const GgufFile file(path);
   const auto check = [&](const std::string& name, const Linear<float>& layer, Index permuted_heads) {
     INFO(name);
-    const Matrix<double> weight = in_double(layer.base.dense()), merged = in_double(layer.merged(4).dense());
-    const auto stored = [&](const Matrix<double>& w) { return permuted_heads == 0 ? w : permuted(w, permuted_heads); };
+    const MatrixX<double> weight = in_double(layer.base.dense()), merged = in_double(layer.merged(4).dense());
+    const auto stored = [&](const MatrixX<double>& w) { return permuted_heads == 0 ? w : permuted(w, permuted_heads); };
     CHECK(gap(stored(weight) + delta_in(file, name), stored(merged)) < rounding<float>);
   };
   check("blk.0.attn_q", model.attention.q, heads);
@@ -530,17 +530,17 @@ struct Mixed {
     Linear<float>::Gradients adapted;
     FrozenLinear<float>::Gradients frozen;
     Linear<float, Opaque<float>>::Gradients opaque;
-    Gradient<Matrix<float>> scale;
+    Gradient<MatrixX<float>> scale;
   };
   Linear<float> adapted = linear(3, 2, {.max_rank = 2}, 1);
-  FrozenLinear<float> frozen{Matrix<float>(noise<float>(2, 3, 2))};
+  FrozenLinear<float> frozen{MatrixX<float>(noise<float>(2, 3, 2))};
   Linear<float, Opaque<float>> opaque;
-  Matrix<float> scale;
+  MatrixX<float> scale;
   bool has_scale = false;
 
   explicit Mixed(Index opaque_rank)
-      : opaque(Matrix<float>(noise<float>(2, 3, 3)),
-               Opaque<float>(RowMatrix<float>::Zero(opaque_rank, 3), Matrix<float>::Zero(2, opaque_rank), {})) {}
+      : opaque(MatrixX<float>(noise<float>(2, 3, 3)),
+               Opaque<float>(RowMatrix<float>::Zero(opaque_rank, 3), MatrixX<float>::Zero(2, opaque_rank), {})) {}
 
   static void members(const auto& f, auto&... t) {
     f(Child<Linear<float>>{"adapted"}, t.adapted...);
@@ -755,13 +755,13 @@ TEST_CASE("If one module does not fit, none is changed") {
 }
 
 TEST_CASE("Without alpha or at alpha 0 the scale is 1, and a negative alpha goes into B") {
-  const Matrix<float> product = (Matrix<float>(2, 3) << 4, 8, 12, 5, 10, 15).finished();
+  const MatrixX<float> product = (MatrixX<float>(2, 3) << 4, 8, 12, 5, 10, 15).finished();
   const auto check = [&](auto change, double alpha, float scale, std::size_t notes) {
     AdapterFile file;
     change(file);
     Linear<float> layer = for_adapter_file();
     const LoadReport report = load_gguf(file.contents, "a.gguf", layer, plain);
-    CHECK(same_bits(layer.adapter.delta(1), Matrix<float>(scale * product)));
+    CHECK(same_bits(layer.adapter.delta(1), MatrixX<float>(scale * product)));
     CHECK(report.adapters == std::vector<AdapterScale>{{"w", 1, alpha, std::abs(scale)}});
     CHECK(report.notes.size() == notes);
   };
@@ -772,7 +772,7 @@ TEST_CASE("Without alpha or at alpha 0 the scale is 1, and a negative alpha goes
 }
 
 TEST_CASE("Factors of every floating-point type are read, whatever dimensions of 1 a writer leaves out or adds") {
-  const Matrix<float> delta = 2 * (Matrix<float>(2, 3) << 4, 8, 12, 5, 10, 15).finished();
+  const MatrixX<float> delta = 2 * (MatrixX<float>(2, 3) << 4, 8, 12, 5, 10, 15).finished();
   const auto check = [&]<class T>(DType dtype, T, const std::vector<std::vector<Index>>& shapes) {
     for (const std::vector<Index>& shape : shapes) {
       AdapterFile file;

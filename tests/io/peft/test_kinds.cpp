@@ -17,7 +17,7 @@
 #include "dylora/io/peft/peft.hpp"
 #include "dylora/methods/chain/chain.hpp"
 #include "dylora/methods/multilora.hpp"
-#include "dylora/methods/pissa/initialized.hpp"
+#include "dylora/methods/pissa/offset_low_rank.hpp"
 #include "dylora/methods/prilora/proportional.hpp"
 #include "io/peft_kinds_model.hpp"
 #include "support/catch.hpp"
@@ -86,7 +86,7 @@ class Edited {
 /// A layer with a trained gate.
 struct GatedLinear : Linear<float> {
   struct Gradients {};
-  Vector<float> gate = noise<float>(6, 1, 4);
+  VectorX<float> gate = noise<float>(6, 1, 4);
 
   static void members(const auto& f, auto&... t) {
     f(Child<LowRank<float>>{}, t.adapter...);
@@ -176,7 +176,7 @@ TEMPLATE_TEST_CASE("a module at rank 0 is left out of the file, and loaded as no
     Model loaded({.max_rank = 4}, 3), again = loaded;
     CHECK(load_peft(folder.path(), loaded).adapters == saved);
     CHECK(saved[static_cast<std::size_t>(without)].rank == 0);
-    const Matrix<double> got = outputs(loaded, 3), with = outputs(model, 3), none = outputs(model, 0);
+    const MatrixX<double> got = outputs(loaded, 3), with = outputs(model, 3), none = outputs(model, 0);
     CHECK(((got.array() == with.array()) || (got.array() == none.array())).all());
     CHECK_FALSE(same_bits(got, with));
     CHECK_FALSE(same_bits(got, none));
@@ -258,8 +258,8 @@ TEST_CASE("DoRA in some modules only is not saved, and a file of one is not load
   CHECK_NOTHROW(save_peft(folder / "dora", mixed, {2, 2, 0, 0, 0, 0}));
   CHECK_NOTHROW(save_peft(folder / "plain", mixed, {0, 0, 1, 2, 2, 5}));
 
-  Linear<float> linear(Matrix<float>(noise<float>(6, 7, 1)), LowRank<float>(noise<float>(2, 7, 2), noise<float>(6, 2, 3), {}));
-  DoraLinear<float> dora(Matrix<float>(noise<float>(6, 7, 1)), linear.adapter);
+  Linear<float> linear(MatrixX<float>(noise<float>(6, 7, 1)), LowRank<float>(noise<float>(2, 7, 2), noise<float>(6, 2, 3), {}));
+  DoraLinear<float> dora(MatrixX<float>(noise<float>(6, 7, 1)), linear.adapter);
   save_peft(folder / "of_dora", dora, 2, {.prefix = "fc"});
   save_peft(folder / "of_linear", linear, 2, {.prefix = "fc"});
   CHECK_THROWS_SAYING(FormatError, load_peft(folder / "of_dora", linear, {.prefix = "fc"}), (folder / "of_dora").string(), "module \"fc\"",
@@ -366,7 +366,7 @@ TEST_CASE("a convolution that PEFT cannot have is refused by name") {
 TEST_CASE("what a layer trains besides its adapter is not left out in silence") {
   const TemporaryFolder folder;
   const GatedLinear layer{
-      Linear<float>(Matrix<float>(noise<float>(6, 7, 1)), LowRank<float>(noise<float>(2, 7, 2), noise<float>(6, 2, 3), {}))};
+      Linear<float>(MatrixX<float>(noise<float>(6, 7, 1)), LowRank<float>(noise<float>(2, 7, 2), noise<float>(6, 2, 3), {}))};
   CHECK_THROWS_SAYING(std::invalid_argument, save_peft(folder.path(), layer, 1, {.prefix = "fc"}), "layer \"\"", "its adapter alone",
                       "6 parameters");
   CHECK(std::filesystem::is_empty(folder.path()));
@@ -390,14 +390,14 @@ TEST_CASE("a GGUF file has no place for embeddings, convolutions and DoRA, and s
 TEMPLATE_TEST_CASE("adapters of other methods are exported as a plain LoRA of the same function", "", float, double) {
   using S = TestType;
   const TemporaryFolder folder;
-  const Matrix<S> W = noise<S>(6, 7, 1), x = noise<S>(7, 3, 4);
+  const MatrixX<S> W = noise<S>(6, 7, 1), x = noise<S>(7, 3, 4);
   const auto check = [&](const auto& layer, double tolerance) {
     using Layer = std::remove_cvref_t<decltype(layer)>;
     for (Index rank = 1; rank <= layer.max_rank(); ++rank) {
       save_peft(folder.path(), layer, rank, {.prefix = "fc"});
-      Linear<S> plain(W, LowRank<S>(RowMatrix<S>(0, 7), Matrix<S>(6, 0), {}));
+      Linear<S> plain(W, LowRank<S>(RowMatrix<S>(0, 7), MatrixX<S>(6, 0), {}));
       load_peft(folder.path(), plain, {.prefix = "fc"});
-      const Matrix<S> expected = layer.forward(x, rank);
+      const MatrixX<S> expected = layer.forward(x, rank);
       CHECK(gap(in_double(plain.forward(x, plain.max_rank())), in_double(expected)) <= tolerance);
       Layer same = layer;
       load_peft(folder.path(), same, {.prefix = "fc"});
@@ -413,8 +413,8 @@ TEMPLATE_TEST_CASE("adapters of other methods are exported as a plain LoRA of th
       check(multi, rounding<S>);  // the gains are multiplied into B
     }
     const LowRankOptions options{.max_rank = 3, .alpha = 2, .scale = rule};
-    Linear<S, Initialized<S>> initialized(W, Initialized<S>(noise<S>(3, 7, 2), noise<S>(6, 3, 3), options));
-    randomize<Linear<S, Initialized<S>>>(initialized, 2);
+    Linear<S, OffsetLowRank<S>> initialized(W, OffsetLowRank<S>(noise<S>(3, 7, 2), noise<S>(6, 3, 3), options));
+    randomize<Linear<S, OffsetLowRank<S>>>(initialized, 2);
     check(initialized, rounding<S>);
     Linear<S, Chain<LowRank<S>>> chain(W, options, rng);
     randomize<Linear<S, Chain<LowRank<S>>>>(chain, 2);

@@ -38,8 +38,8 @@ std::string both_files(const std::filesystem::path& folder) {
 /// adapter.
 template <class S>
 bool computes_the_same(const PeftModel<S>& loaded, const PeftModel<S>& original, const std::vector<Index>& ranks) {
-  const Matrix<S> x = noise<S>(peft_in, 4, 9);
-  std::vector<Matrix<S>> expected;
+  const MatrixX<S> x = noise<S>(peft_in, 4, 9);
+  std::vector<MatrixX<S>> expected;
   std::size_t i = 0;
   for_each_layer(original, [&](std::string_view, const auto& layer) {
     const bool adapted = PortableAdapter<std::remove_cvref_t<decltype(layer.adapter)>>;
@@ -151,7 +151,7 @@ TEST_CASE("the scale that PEFT computes from a file is the adapter's, or a neigh
     for (int i = 0; i < 20; ++i) {
       const double alpha = i % 2 == 0 ? (1 + i) / 10.0 : 0.1 + 64 * rng.uniform();
       for (const Index rank : {1, 3, 7, 11}) {
-        Linear<double> layer(Matrix<double>(noise<double>(11, 12, 1)), {.max_rank = 11, .alpha = alpha, .scale = rule}, rng);
+        Linear<double> layer(MatrixX<double>(noise<double>(11, 12, 1)), {.max_rank = 11, .alpha = alpha, .scale = rule}, rng);
         const double scale = rule(alpha, rank, 11);
         save_peft(folder.path(), layer, rank, {.prefix = "fc"});
         const PeftConfig config = parse_peft_config(contents_of(folder / "adapter_config.json"), "");
@@ -207,8 +207,8 @@ TEST_CASE("the names, shapes and types of the tensors are PEFT's") {
 
 TEST_CASE("B is written row by row") {
   const TemporaryFolder folder;
-  const Linear<float> layer(Matrix<float>(Matrix<float>::Zero(2, 3)),
-                            LowRank<float>(RowMatrix<float>{{1, 2, 3}, {4, 5, 6}}, Matrix<float>{{7, 8}, {9, 10}}, {.alpha = 6}));
+  const Linear<float> layer(MatrixX<float>(MatrixX<float>::Zero(2, 3)),
+                            LowRank<float>(RowMatrix<float>{{1, 2, 3}, {4, 5, 6}}, MatrixX<float>{{7, 8}, {9, 10}}, {.alpha = 6}));
   save_peft(folder.path(), layer, 2, {.prefix = "fc"});
   const SafetensorsFile file(folder / "adapter_model.safetensors");
   const auto elements = [&](const char* name) {

@@ -33,7 +33,7 @@ struct Tensor {
 };
 
 template <class S>
-Tensor tensor(std::string name, const Matrix<S>& values, DType dtype = dtype_v<S>) {
+Tensor tensor(std::string name, const MatrixX<S>& values, DType dtype = dtype_v<S>) {
   const RowMatrix<S> rows = values;
   const auto bytes = std::as_bytes(std::span(rows.data(), static_cast<std::size_t>(rows.size())));
   return {std::move(name), {rows.rows(), rows.cols()}, dtype, {bytes.begin(), bytes.end()}};
@@ -42,8 +42,8 @@ Tensor tensor(std::string name, const Matrix<S>& values, DType dtype = dtype_v<S
 using Files = std::pair<std::string, std::vector<Tensor>>;
 
 /// What PEFT would have saved for the layer below.
-Matrix<float> A() { return noise<float>(2, 5, 3); }
-Matrix<float> B() { return noise<float>(6, 2, 4); }
+MatrixX<float> A() { return noise<float>(2, 5, 3); }
+MatrixX<float> B() { return noise<float>(6, 2, 4); }
 Tensor lora_A() { return tensor<float>("base_model.model.h.0.fc.lora_A.weight", A()); }
 Tensor lora_B() { return tensor<float>("base_model.model.h.0.fc.lora_B.weight", B()); }
 std::string config(const std::string& fields = R"("r": 2, "lora_alpha": 3)") {
@@ -64,7 +64,7 @@ void write(const std::filesystem::path& folder, const std::string& config_text, 
 template <class S = float>
 Linear<S> fc(LowRankOptions options = {.max_rank = 4}) {
   Rng rng(1);
-  Linear<S> layer(Matrix<S>(noise<S>(6, 5, 1)), options, rng);
+  Linear<S> layer(MatrixX<S>(noise<S>(6, 5, 1)), options, rng);
   randomize<Linear<S>>(layer, 2);
   return layer;
 }
@@ -73,7 +73,7 @@ const LoadPeftOptions in_h0{.prefix = "h.0.fc"};
 
 template <class S>
 bool same_adapter(const LowRank<S>& a, const LowRank<S>& b) {
-  return same_bits(Matrix<S>(a.A), Matrix<S>(b.A)) && same_bits(a.B, b.B) && a.options.max_rank == b.options.max_rank &&
+  return same_bits(MatrixX<S>(a.A), MatrixX<S>(b.A)) && same_bits(a.B, b.B) && a.options.max_rank == b.options.max_rank &&
          a.options.alpha == b.options.alpha && a.options.scale == b.options.scale;
 }
 
@@ -111,7 +111,7 @@ TEST_CASE("an adapter of PEFT computes W + lora_alpha / r · B · A, or with √
       const LoadReport report = load_peft(folder.path(), layer, in_h0);
       CHECK(layer.max_rank() == 2);
       CHECK(layer.adapter.options.scale == rule);
-      const Matrix<double> delta = scale * in_double(B()) * in_double(A());
+      const MatrixX<double> delta = scale * in_double(B()) * in_double(A());
       CHECK(gap(in_double(layer.adapter.delta(2)), delta) < rounding<float>);
       REQUIRE(report.adapters.size() == 1);
       CHECK(report.adapters[0].name == "h.0.fc");
@@ -146,14 +146,14 @@ TEST_CASE("the report of a load tells what was assumed or changed") {
 TEMPLATE_TEST_CASE("factors may be F16, BF16, F32 or F64", "", float, double) {
   using S = TestType;
   const TemporaryFolder folder;
-  const Matrix<float> small = (16 * noise<float>(2, 5, 3)).array().round() / 16;  // exact in all of them
-  const Matrix<float> b = (16 * noise<float>(6, 2, 4)).array().round() / 16;
+  const MatrixX<float> small = (16 * noise<float>(2, 5, 3)).array().round() / 16;  // exact in all of them
+  const MatrixX<float> b = (16 * noise<float>(6, 2, 4)).array().round() / 16;
   const auto check = [&](const Tensor& first, const Tensor& second) {
     write(folder.path(), config(), {first, second});
     Linear<S> layer = fc<S>();
     load_peft(folder.path(), layer, in_h0);
-    CHECK(same_bits(Matrix<S>(layer.adapter.A), Matrix<S>(small.cast<S>())));
-    CHECK(same_bits(layer.adapter.B, Matrix<S>(b.cast<S>())));
+    CHECK(same_bits(MatrixX<S>(layer.adapter.A), MatrixX<S>(small.cast<S>())));
+    CHECK(same_bits(layer.adapter.B, MatrixX<S>(b.cast<S>())));
   };
   const std::string a_name = lora_A().name, b_name = lora_B().name;
   check(tensor<float>(a_name, small), tensor<float>(b_name, b));
@@ -198,13 +198,13 @@ TEST_CASE("a file whose tensors are not those of plain, finite, fitting factors 
   CHECK(refused({{a.name, {2, 5}, DType::U8, std::vector<std::byte>(10)}, b}, {path, "lora_A.weight", "expected F16", "U8"}) == "");
 
   for (const double bad : {nan<double>, std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity()}) {
-    Matrix<double> values = in_double(B());
+    MatrixX<double> values = in_double(B());
     values(4, 1) = bad;
     CHECK(refused({a, tensor<double>(b.name, values)}, {path, "lora_B.weight", "finite", "NaN"}) == "");
     CHECK(refused({a, tensor<float>(b.name, values.cast<float>())}, {path, "lora_B.weight", "finite", "NaN"}) == "");
     CHECK(refused({a, tensor<Eigen::half>(b.name, values.cast<Eigen::half>(), DType::F16)}, {path, "lora_B.weight", "NaN"}) == "");
   }
-  CHECK(refused({a, tensor<double>(b.name, Matrix<double>::Constant(6, 2, 1e300))}, {path, "lora_B.weight", "type of numbers"}) == "");
+  CHECK(refused({a, tensor<double>(b.name, MatrixX<double>::Constant(6, 2, 1e300))}, {path, "lora_B.weight", "type of numbers"}) == "");
   CHECK(refused({a, b}, {path, "module \"h.0.fc\"", "scale"}, R"("r": 2, "lora_alpha": 1e60)") == "");
   CHECK(refused({a, b}, {path, "module \"h.0.fc\"", "scale"}, R"("r": 2, "lora_alpha": 1e-60)") == "");
 }
@@ -243,7 +243,7 @@ TEST_CASE("a load that leaves something out is an error, or reported where that 
   write(folder / "some", contents_of(folder / "all/adapter_config.json"), some, {{"dylora.rank_0", R"(["m.gone"])"}});
 
   PeftModel<float> model({.max_rank = 5, .alpha = 2}, 3);
-  const Vector<float> before = values_of(model);
+  const VectorX<float> before = values_of(model);
   CHECK_THROWS_SAYING(FormatError, load_peft(folder / "some", model, {.prefix = "m"}), (folder / "some/adapter_model.safetensors").string(),
                       "modules of the model that got nothing: \"m.head\";",
                       "tensors that belong to no module of the model:", "\"base_model.model.m.lm_head.weight\"",
@@ -365,13 +365,13 @@ TEST_CASE("an adapter of the model that cannot take the factors is named, and no
   static_assert(!PortableAdapter<Closed>);
   write(folder.path(), config(), {lora_A(), lora_B()});
   Rng rng(1);
-  Linear<float, Closed> closed(Matrix<float>(noise<float>(6, 5, 1)), LowRankOptions{.max_rank = 4}, rng);
+  Linear<float, Closed> closed(MatrixX<float>(noise<float>(6, 5, 1)), LowRankOptions{.max_rank = 4}, rng);
   CHECK_THROWS_SAYING(std::invalid_argument, load_peft(folder.path(), closed, in_h0), "load_peft: module \"h.0.fc\"", "PortableAdapter");
   CHECK_THROWS_SAYING(std::invalid_argument, load_peft(folder.path(), closed, {.prefix = "other"}), "module \"other\"", "PortableAdapter");
-  closed.adapter = Closed(RowMatrix<float>(0, 5), Matrix<float>(6, 0), {});
+  closed.adapter = Closed(RowMatrix<float>(0, 5), MatrixX<float>(6, 0), {});
   CHECK_THROWS_SAYING(FormatError, load_peft(folder.path(), closed, in_h0), "no module of the model", "h.0.fc.lora_A.weight");
 
-  FrozenLinear<float> frozen(Matrix<float>(noise<float>(6, 5, 1)));
+  FrozenLinear<float> frozen(MatrixX<float>(noise<float>(6, 5, 1)));
   CHECK_THROWS_SAYING(FormatError, load_peft(folder.path(), frozen, in_h0), "no module of the model", "h.0.fc.lora_A.weight");
 
   Linear<float> fixed = fc<float>({.max_rank = 4, .alpha = 1, .scale = [](double, Index, Index) { return 7.0; }});
@@ -393,7 +393,7 @@ TEST_CASE("an error in the last module leaves the first as it was") {
   }
   write(folder / "bad", contents_of(folder / "good/adapter_config.json"), tensors);
   PeftModel<float> model({.max_rank = 5, .alpha = 2}, 3);
-  const Vector<float> before = values<PeftModel<float>>(model);
+  const VectorX<float> before = values<PeftModel<float>>(model);
   CHECK_THROWS_SAYING(FormatError, load_peft(folder / "bad", model), "head.lora_B.weight", "NaN");
   CHECK(same_bits(values<PeftModel<float>>(model), before));
 }
@@ -407,13 +407,13 @@ TEMPLATE_TEST_CASE("a plain LoRA that was loaded can have its components ordered
   load_peft(folder.path(), plain, in_h0);
   load_peft(folder.path(), ordered, in_h0);
   order_components(ordered);
-  const Matrix<double> whole = in_double(plain.adapter.delta(4));
+  const MatrixX<double> whole = in_double(plain.adapter.delta(4));
   CHECK(gap(in_double(ordered.adapter.delta(4)), whole) < rounding<S>);
-  const Eigen::JacobiSVD<Matrix<double>> svd(whole, Eigen::ComputeThinU | Eigen::ComputeThinV);
+  const Eigen::JacobiSVD<MatrixX<double>> svd(whole, Eigen::ComputeThinU | Eigen::ComputeThinV);
   for (Index rank = 1; rank < 4; ++rank) {
-    const Matrix<double> best =
+    const MatrixX<double> best =
         svd.matrixU().leftCols(rank) * svd.singularValues().head(rank).asDiagonal() * svd.matrixV().leftCols(rank).transpose();
-    const Matrix<double> cut = in_double(ordered.adapter.delta(rank));
+    const MatrixX<double> cut = in_double(ordered.adapter.delta(rank));
     CHECK(gap(cut, best) < 10 * rounding<S>);
     CHECK((cut - whole).norm() <= (in_double(plain.adapter.delta(rank)) - whole).norm());
   }

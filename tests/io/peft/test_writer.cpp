@@ -45,7 +45,7 @@ struct Gated {
   using Scalar = float;
   struct Gradients {};
   Linear<float> fc;
-  Vector<float> gate;
+  VectorX<float> gate;
 
   static void members(const auto& f, auto&... t) {
     f(Child<Linear<float>>{"fc"}, t.fc...);
@@ -80,7 +80,7 @@ struct Named {
 
 Linear<float> linear(LowRankOptions options = {.max_rank = 4}) {
   Rng rng(1);
-  Linear<float> layer(Matrix<float>(noise<float>(6, 5, 1)), options, rng);
+  Linear<float> layer(MatrixX<float>(noise<float>(6, 5, 1)), options, rng);
   randomize<Linear<float>>(layer, 2);
   return layer;
 }
@@ -118,7 +118,7 @@ TEST_CASE("what cannot be saved is refused by name before anything is touched") 
   CHECK_THROWS_SAYING(std::invalid_argument, save_peft(folder.path(), linear(), std::vector<Index>{}, fc), "each of 1 adapters, got 0");
   CHECK_THROWS_SAYING(std::invalid_argument, save_peft(folder.path(), linear(), std::vector<Index>{0}, fc), "a component, got none");
   CHECK_THROWS_SAYING(std::invalid_argument, save_peft(folder.path(), linear({.max_rank = 0}), 1, fc), "a component, got none");
-  CHECK_THROWS_SAYING(std::invalid_argument, save_peft(folder.path(), FrozenLinear<float>(Matrix<float>(noise<float>(6, 5, 1))), 1, fc),
+  CHECK_THROWS_SAYING(std::invalid_argument, save_peft(folder.path(), FrozenLinear<float>(MatrixX<float>(noise<float>(6, 5, 1))), 1, fc),
                       "a component, got none");
 
   for (const char* prefix : {"", ".", ".fc", "a..b", "fc.."}) {
@@ -127,9 +127,9 @@ TEST_CASE("what cannot be saved is refused by name before anything is touched") 
   }
   CHECK_THROWS_SAYING(std::invalid_argument, save_peft(folder.path(), linear(), 1, {.prefix = "f\xff"}), "UTF-8");
 
-  const Linear<float, Closed> closed(Matrix<float>(noise<float>(6, 5, 1)), LowRankOptions{.max_rank = 4}, rng);
+  const Linear<float, Closed> closed(MatrixX<float>(noise<float>(6, 5, 1)), LowRankOptions{.max_rank = 4}, rng);
   CHECK_THROWS_SAYING(std::invalid_argument, save_peft(folder.path(), closed, 1, fc), "module \"fc\"", "PortableAdapter");
-  CHECK_THROWS_SAYING(std::invalid_argument, save_peft(folder.path(), Gated{linear(), Vector<float>::Zero(3)}, 1, fc), "\"fcgate\"",
+  CHECK_THROWS_SAYING(std::invalid_argument, save_peft(folder.path(), Gated{linear(), VectorX<float>::Zero(3)}, 1, fc), "\"fcgate\"",
                       "no place for");
 
   CHECK_THROWS_SAYING(std::invalid_argument, save_peft(folder.path(), Twice{linear(), linear()}, 1, {}), "module \"fc\"",
@@ -319,8 +319,8 @@ TEST_CASE("a module is saved and loaded by the name that the options give it") {
   Rng rng(1);
   const auto merged = [&](std::uint64_t seed) {
     const LowRankOptions options{.max_rank = 2};
-    Merged attention{Projection(Matrix<float>(noise<float>(24, 8, 1)), {.adapters = {options, options, options}}, rng),
-                     Linear<float>(Matrix<float>(noise<float>(8, 8, 1)), options, rng),
+    Merged attention{Projection(MatrixX<float>(noise<float>(24, 8, 1)), {.adapters = {options, options, options}}, rng),
+                     Linear<float>(MatrixX<float>(noise<float>(8, 8, 1)), options, rng),
                      {.heads = 2}};
     randomize<Merged>(attention, seed);
     return attention;
@@ -346,7 +346,7 @@ TEST_CASE("a module is saved and loaded by the name that the options give it") {
 
 TEST_CASE("the layers of an attention are modules by their names") {
   Rng rng(1);
-  const auto projection = [&] { return Linear<float>(Matrix<float>(noise<float>(8, 8, 1)), {.max_rank = 2}, rng); };
+  const auto projection = [&] { return Linear<float>(MatrixX<float>(noise<float>(8, 8, 1)), {.max_rank = 2}, rng); };
   const Attention<float> attention{projection(), projection(), projection(), projection(), {.heads = 2}};
   const TemporaryFolder folder;
   std::vector<std::string> names;

@@ -42,9 +42,9 @@ Attention<S> attention_of(Index features, AttentionOptions options) {
 
 /// The equation of the header in the plainest way, in long double between the projections, each at its own largest rank where that is less.
 template <class S>
-Matrix<double> plain_attention(const Attention<S>& attention, const Matrix<S>& x, const Sequences& sequences, RankSlice rank) {
-  using Exact = Matrix<long double>;
-  const auto project = [&](const Linear<S>& part, const Matrix<S>& input) { return part.forward(input, rank.at_most(part.max_rank())); };
+MatrixX<double> plain_attention(const Attention<S>& attention, const MatrixX<S>& x, const Sequences& sequences, RankSlice rank) {
+  using Exact = MatrixX<long double>;
+  const auto project = [&](const Linear<S>& part, const MatrixX<S>& input) { return part.forward(input, rank.at_most(part.max_rank())); };
   const Exact Q = project(attention.q, x).template cast<long double>(), K = project(attention.k, x).template cast<long double>(),
               V = project(attention.v, x).template cast<long double>();
   const Index d = attention.head_dim(), group = attention.options.heads / attention.options.key_value_heads;
@@ -53,7 +53,7 @@ Matrix<double> plain_attention(const Attention<S>& attention, const Matrix<S>& x
     for (Index head = 0; head < attention.options.heads; ++head) {
       for (Index i = 0; i < sequences.length(s); ++i) {
         const Index query = sequences.begin(s) + i, seen = attention.options.causal ? i + 1 : sequences.length(s);
-        Vector<long double> p(seen);
+        VectorX<long double> p(seen);
         for (Index j = 0; j < seen; ++j) {
           p[j] = Q.col(query).segment(head * d, d).dot(K.col(sequences.begin(s) + j).segment(head / group * d, d)) /
                  std::sqrt(static_cast<long double>(d));
@@ -89,7 +89,7 @@ TEMPLATE_TEST_CASE("an attention is the softmax of its scores over what a token 
     const Attention<S> attention = attention_of<S>(12, options);
     for (const std::vector<Index>& lengths : {std::vector<Index>{1}, {2}, {63}, {64}, {65}, {130}, {3, 1, 70, 64}}) {
       const Sequences sequences(lengths);
-      const Matrix<S> x = 2 * noise<S>(5, sequences.tokens(), 1);
+      const MatrixX<S> x = 2 * noise<S>(5, sequences.tokens(), 1);
       CHECK(gap(in_double(attention.forward(x, sequences, 2)), plain_attention(attention, x, sequences, 2)) < 4 * rounding<S>);
     }
   }
@@ -98,7 +98,7 @@ TEMPLATE_TEST_CASE("an attention is the softmax of its scores over what a token 
 TEST_CASE("the backward of an attention over several tiles is its derivative") {
   for (const bool causal : {true, false}) {
     const auto attention = attention_of<double>(4, {.heads = 2, .key_value_heads = 1, .causal = causal});
-    const Matrix<double> x = 2 * noise<double>(5, 70, 1);
+    const MatrixX<double> x = 2 * noise<double>(5, 70, 1);
     Rng rng(4);
     const GradientReport report = check_gradients(attention, x, 2, rng, {}, Sequences({67, 3}));
     INFO(report.where);
@@ -110,7 +110,7 @@ TEST_CASE("huge scores overflow nothing") {
   auto attention = attention_of<float>(12, {.heads = 4});
   attention.q.base.W *= 1e3f;
   attention.k.base.W *= 1e3f;
-  const Matrix<float> x = noise<float>(5, 70, 1), dy = noise<float>(5, 70, 2);
+  const MatrixX<float> x = noise<float>(5, 70, 1), dy = noise<float>(5, 70, 2);
   const auto result = run(attention, x, dy, 2);
   CHECK(result.y.allFinite());
   CHECK(result.dx.allFinite());
@@ -121,18 +121,18 @@ TEMPLATE_TEST_CASE("a sequence's output and gradient do not depend on the batch 
   using S = TestType;
   const std::vector<Index> lengths{3, 1, 131, 64, 20};
   const Sequences sequences(lengths);
-  const Matrix<S> x = noise<S>(5, sequences.tokens(), 1), dy = noise<S>(5, sequences.tokens(), 2);
+  const MatrixX<S> x = noise<S>(5, sequences.tokens(), 1), dy = noise<S>(5, sequences.tokens(), 2);
   for (const AttentionOptions options : settings) {
     const Attention<S> attention = attention_of<S>(60, options);
     for (const Index rank : {1, 2}) {
       typename Attention<S>::Cache cache;
       auto gradients = zeros_like(attention);
-      const Matrix<S> y = attention.forward(x, sequences, rank, cache), dx = attention.backward(dy, cache, gradients);
+      const MatrixX<S> y = attention.forward(x, sequences, rank, cache), dx = attention.backward(dy, cache, gradients);
       for (Index s = 0; s < sequences.count(); ++s) {
         const Index begin = sequences.begin(s), n = sequences.length(s);
         const auto alone = run<Attention<S>>(attention, x.middleCols(begin, n), dy.middleCols(begin, n), rank);
-        CHECK(same_bits(alone.y, Matrix<S>(y.middleCols(begin, n))));
-        CHECK(same_bits(alone.dx, Matrix<S>(dx.middleCols(begin, n))));
+        CHECK(same_bits(alone.y, MatrixX<S>(y.middleCols(begin, n))));
+        CHECK(same_bits(alone.dx, MatrixX<S>(dx.middleCols(begin, n))));
       }
     }
   }
@@ -140,25 +140,25 @@ TEMPLATE_TEST_CASE("a sequence's output and gradient do not depend on the batch 
 
 TEST_CASE("a causal attention never looks at what comes later") {
   const auto attention = attention_of<float>(12, {.heads = 4});
-  const Matrix<float> x = noise<float>(5, 100, 1), y = attention.forward(x, 2);
+  const MatrixX<float> x = noise<float>(5, 100, 1), y = attention.forward(x, 2);
   for (const Index seen : {1, 63, 64, 65, 99}) {
-    CHECK(same_bits(attention.forward(x.leftCols(seen), 2), Matrix<float>(y.leftCols(seen))));
-    Matrix<float> other = x;
+    CHECK(same_bits(attention.forward(x.leftCols(seen), 2), MatrixX<float>(y.leftCols(seen))));
+    MatrixX<float> other = x;
     other.rightCols(100 - seen) = noise<float>(5, 100 - seen, 9);
-    CHECK(same_bits(Matrix<float>(attention.forward(other, 2).leftCols(seen)), Matrix<float>(y.leftCols(seen))));
+    CHECK(same_bits(MatrixX<float>(attention.forward(other, 2).leftCols(seen)), MatrixX<float>(y.leftCols(seen))));
   }
 }
 
 TEMPLATE_TEST_CASE("generation equals the forward of the whole sequence bit for bit however it is cut", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(5, 140, 1);
+  const MatrixX<S> x = noise<S>(5, 140, 1);
   for (const AttentionOptions options : {AttentionOptions{.heads = 4}, {.heads = 4, .key_value_heads = 2}}) {
     const Attention<S> attention = attention_of<S>(12, options);
     for (const RankSlice rank : {RankSlice::none(), RankSlice{1}, RankSlice{2}}) {
-      const Matrix<S> whole = attention.forward(x, rank);
+      const MatrixX<S> whole = attention.forward(x, rank);
       for (const Index piece : {1, 7, 64, 100, 140}) {
         KeyValueCache<S> past;
-        Matrix<S> y(5, 140);
+        MatrixX<S> y(5, 140);
         for (Index begin = 0; begin < 140; begin += piece) {
           const Index n = std::min(piece, 140 - begin);
           y.middleCols(begin, n) = attention.extend(x.middleCols(begin, n), rank, past);
@@ -175,14 +175,14 @@ TEMPLATE_TEST_CASE("a workspace that others have used gives the same gradients",
   using L = Attention<S>;
   const L attention = uneven_attention<S>();
   const Sequences sequences({7, 5});
-  const Matrix<S> x = noise<S>(attention.in_features(), 12, 1), dy = noise<S>(attention.out_features(), 12, 2);
+  const MatrixX<S> x = noise<S>(attention.in_features(), 12, 1), dy = noise<S>(attention.out_features(), 12, 2);
   typename L::Cache cache;
   (void)attention.forward(x, sequences, 1, cache);
   auto own = zeros_like(attention), other = zeros_like(attention);
-  const Matrix<S> dx = attention.backward(dy, cache, own);
+  const MatrixX<S> dx = attention.backward(dy, cache, own);
   typename L::Workspace used;
   for (Buffer<S>* buffer : {&used.dQ, &used.dK, &used.dV, &used.d_context, &used.dot}) buffer->resize(50, 60).setConstant(nan<S>);
-  Matrix<S> dx_other = all_nan<S>(dx.rows(), dx.cols());
+  MatrixX<S> dx_other = all_nan<S>(dx.rows(), dx.cols());
   attention.backward(dy, cache, other, used, dx_other);
   CHECK(same_bits(dx_other, dx));
   CHECK(same_bits(values<L>(other), values<L>(own)));
@@ -190,14 +190,14 @@ TEMPLATE_TEST_CASE("a workspace that others have used gives the same gradients",
 
 TEST_CASE("one sequence is a batch of one") {
   const auto attention = attention_of<float>(12, {.heads = 4});
-  const Matrix<float> x = noise<float>(5, 9, 1);
+  const MatrixX<float> x = noise<float>(5, 9, 1);
   CHECK(same_bits(attention.forward(x, 2), attention.forward(x, Sequences({9}), 2)));
 }
 
 TEST_CASE("as many key and value heads as heads is what 0 means") {
   const auto by_default = attention_of<float>(12, {.heads = 4}), spelled = attention_of<float>(12, {.heads = 4, .key_value_heads = 4});
   CHECK(by_default.options.key_value_heads == 4);
-  const Matrix<float> x = noise<float>(5, 9, 1);
+  const MatrixX<float> x = noise<float>(5, 9, 1);
   CHECK(same_bits(by_default.forward(x, 2), spelled.forward(x, 2)));
 }
 
@@ -206,7 +206,7 @@ TEMPLATE_TEST_CASE("a projection of fewer components than the rank uses all that
   const Attention<S> uneven = uneven_attention<S>();
   CHECK(uneven.max_rank() == 5);
   const Sequences sequences({7, 2});
-  const Matrix<S> x = noise<S>(12, 9, 1), dy = noise<S>(12, 9, 2);
+  const MatrixX<S> x = noise<S>(12, 9, 1), dy = noise<S>(12, 9, 2);
   for (const RankSlice rank : {RankSlice{1}, RankSlice{2}, RankSlice{4}, RankSlice{5}})
     CHECK(gap(in_double(uneven.forward(x, sequences, rank)), plain_attention(uneven, x, sequences, rank)) < 4 * rounding<S>);
 
@@ -225,7 +225,7 @@ TEMPLATE_TEST_CASE("a projection of fewer components than the rank uses all that
     const auto run_both = [&](const Attention<S>& attention) {
       typename Attention<S>::Cache cache;
       auto gradients = zeros_like(attention);
-      const Matrix<S> y = attention.forward(x, sequences, ranks, cache), dx = attention.backward(dy, cache, gradients);
+      const MatrixX<S> y = attention.forward(x, sequences, ranks, cache), dx = attention.backward(dy, cache, gradients);
       return std::pair{joined<S>({y.reshaped(), dx.reshaped(), values<Attention<S>>(gradients)}),
                        trained_components<Attention<S>>(gradients)};
     };
@@ -247,9 +247,9 @@ TEMPLATE_TEST_CASE("a projection of fewer components than the rank uses all that
     CHECK(same_bits(merged.v.base.W, uneven.v.base.W));
     CHECK(same_bits(merged.o.base.W, uneven.o.merged(rank.at_most(2)).W));
 
-    const Matrix<S> whole = uneven.forward(x, rank);
+    const MatrixX<S> whole = uneven.forward(x, rank);
     KeyValueCache<S> past;
-    Matrix<S> y(12, 9);
+    MatrixX<S> y(12, 9);
     for (Index i = 0; i < 9; ++i) y.col(i) = uneven.extend(x.col(i), rank, past);
     CHECK(same_bits(y, whole));
   }
@@ -266,7 +266,7 @@ TEST_CASE("the backward of an attention of different largest ranks is its deriva
 
 TEST_CASE("the largest rank of an attention is the largest that any of its adapters has") {
   const Attention<float> uneven = uneven_attention<float>();
-  const Matrix<float> x = noise<float>(12, 3, 1);
+  const MatrixX<float> x = noise<float>(12, 3, 1);
   KeyValueCache<float> past;
   CHECK_THROWS_SAYING(std::invalid_argument, uneven.forward(x, 6), "Attention::forward", "max_rank = 5", "got 6");
   CHECK_THROWS_SAYING(std::invalid_argument, uneven.forward(x, BatchRanks::per_sample({1, 6, 1})), "Attention::forward", "max_rank = 5",
@@ -280,14 +280,14 @@ TEST_CASE("the largest rank of an attention is the largest that any of its adapt
 
 TEMPLATE_TEST_CASE("generation whose rank changes equals one forward with a rank per token bit for bit", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(5, 140, 1);
+  const MatrixX<S> x = noise<S>(5, 140, 1);
   const std::vector<RankSlice> change{2, 2, 1, RankSlice::none(), {2, 1}};
   for (const AttentionOptions options : {AttentionOptions{.heads = 4}, {.heads = 4, .key_value_heads = 2}}) {
     const Attention<S> attention = attention_of<S>(12, options);
     for (const Index piece : {1, 7, 64}) {
       std::vector<RankSlice> ranks;
       KeyValueCache<S> past;
-      Matrix<S> y(5, 140);
+      MatrixX<S> y(5, 140);
       for (Index begin = 0; begin < 140; begin += piece) {
         const Index n = std::min(piece, 140 - begin);
         const RankSlice rank = change[static_cast<std::size_t>(begin / piece) % change.size()];
@@ -305,18 +305,18 @@ TEMPLATE_TEST_CASE("a sequence at a rank of its own is what it is apart from its
   const std::vector<Index> lengths{3, 1, 300, 64, 20};
   const Sequences sequences(lengths);
   const std::vector<RankSlice> ranks{2, RankSlice::none(), 1, {2, 2}, {2, 1}};
-  const Matrix<S> x = noise<S>(5, sequences.tokens(), 1), dy = noise<S>(5, sequences.tokens(), 2);
+  const MatrixX<S> x = noise<S>(5, sequences.tokens(), 1), dy = noise<S>(5, sequences.tokens(), 2);
   for (const AttentionOptions options : settings) {
     const Attention<S> attention = attention_of<S>(60, options);
     typename Attention<S>::Cache cache, alone;
     auto gradients = zeros_like(attention), apart = zeros_like(attention);
-    const Matrix<S> y = attention.forward(x, sequences, BatchRanks::per_sequence(sequences, ranks), cache);
-    const Matrix<S> dx = attention.backward(dy, cache, gradients);
+    const MatrixX<S> y = attention.forward(x, sequences, BatchRanks::per_sequence(sequences, ranks), cache);
+    const MatrixX<S> dx = attention.backward(dy, cache, gradients);
     for (Index s = 0; s < sequences.count(); ++s) {
       const Index begin = sequences.begin(s), n = sequences.length(s);
       const auto rank = ranks[static_cast<std::size_t>(s)];
-      CHECK(same_bits(attention.forward(x.middleCols(begin, n), rank, alone), Matrix<S>(y.middleCols(begin, n))));
-      CHECK(same_bits(attention.backward(dy.middleCols(begin, n), alone, apart), Matrix<S>(dx.middleCols(begin, n))));
+      CHECK(same_bits(attention.forward(x.middleCols(begin, n), rank, alone), MatrixX<S>(y.middleCols(begin, n))));
+      CHECK(same_bits(attention.backward(dy.middleCols(begin, n), alone, apart), MatrixX<S>(dx.middleCols(begin, n))));
     }
     CHECK(same_bits(values<Attention<S>>(gradients), values<Attention<S>>(apart)));
     CHECK(trained_components<Attention<S>>(gradients) == trained_components<Attention<S>>(apart));
@@ -349,34 +349,34 @@ TEST_CASE("an attention refuses projections that do not fit each other and heads
 TEST_CASE("an attention refuses sequences that are not its tokens") {
   const auto attention = attention_of<float>(12, {.heads = 4});
   Attention<float>::Cache cache;
-  const Matrix<float> x = noise<float>(5, 9, 1);
+  const MatrixX<float> x = noise<float>(5, 9, 1);
   CHECK_THROWS_SAYING(ShapeError, attention.forward(x, Sequences({4, 4}), 2), "tokens in x", "sequences", "expected 8", "got 9");
   CHECK_THROWS_SAYING(ShapeError, attention.forward(x, Sequences({9, 1}), 2, cache), "tokens in x", "expected 10", "got 9");
   CHECK_THROWS_SAYING(ShapeError, attention.forward(x, Sequences(), 2), "tokens in x", "expected 0", "got 9");
-  CHECK_THROWS_SAYING(ShapeError, attention.forward(Matrix<float>(5, 0), Sequences({1}), 2), "Attention::forward: x", "empty batch");
+  CHECK_THROWS_SAYING(ShapeError, attention.forward(MatrixX<float>(5, 0), Sequences({1}), 2), "Attention::forward: x", "empty batch");
 }
 
 TEST_CASE("a NaN in a key reaches every query that sees it and no other sequence") {
   const auto attention = attention_of<float>(12, {.heads = 4, .causal = false});
-  Matrix<float> x = noise<float>(5, 140, 1);
+  MatrixX<float> x = noise<float>(5, 140, 1);
   const Sequences sequences({130, 10});
-  const Matrix<float> clean = attention.forward(x, sequences, 2);
+  const MatrixX<float> clean = attention.forward(x, sequences, 2);
   x.leftCols(64).setConstant(nan<float>);  // a whole tile of keys
-  const Matrix<float> y = attention.forward(x, sequences, 2);
+  const MatrixX<float> y = attention.forward(x, sequences, 2);
   CHECK(y.leftCols(130).array().isNaN().all());
-  CHECK(same_bits(Matrix<float>(y.rightCols(10)), Matrix<float>(clean.rightCols(10))));
+  CHECK(same_bits(MatrixX<float>(y.rightCols(10)), MatrixX<float>(clean.rightCols(10))));
 
   // Only the keys, as where they overflow: the values by themselves would hide a key tile that was passed over.
-  const auto keys_only = [&](const Matrix<float>& keys) {
-    const Matrix<float> queries = noise<float>(6, 70, 2), values = noise<float>(6, 70, 3);
-    Matrix<float> out(6, 70);
+  const auto keys_only = [&](const MatrixX<float>& keys) {
+    const MatrixX<float> queries = noise<float>(6, 70, 2), values = noise<float>(6, 70, 3);
+    MatrixX<float> out(6, 70);
     std::vector<float> logsumexp(70);
     for (const Index query : {0, 64}) {
       detail::attend<float>({70, 70, 0, true}, 1, query, std::min<Index>(64, 70 - query), queries, keys, values, out, logsumexp.data());
     }
     return out;
   };
-  Matrix<float> keys = noise<float>(6, 70, 4);
+  MatrixX<float> keys = noise<float>(6, 70, 4);
   CHECK(keys_only(keys).allFinite());
   keys.leftCols(64).setConstant(nan<float>);
   CHECK(keys_only(keys).array().isNaN().all());
@@ -384,9 +384,9 @@ TEST_CASE("a NaN in a key reaches every query that sees it and no other sequence
 
 TEST_CASE("a cache of an attention of other shapes is refused and nothing is added") {
   const auto attention = attention_of<float>(12, {.heads = 4}), grouped = attention_of<float>(12, {.heads = 4, .key_value_heads = 2});
-  const Matrix<float> x = noise<float>(5, 9, 1);
+  const MatrixX<float> x = noise<float>(5, 9, 1);
   typename Attention<float>::Cache cache;
-  const Matrix<float> dy = grouped.forward(x, 2, cache);
+  const MatrixX<float> dy = grouped.forward(x, 2, cache);
   auto gradients = zeros_like(attention);
   CHECK_THROWS_SAYING(ShapeError, attention.backward(dy, cache, gradients), "rows of the cached keys", "expected 12", "got 6");
   // Gradients of which a later one does not fit: the earlier ones are left alone.
@@ -398,12 +398,12 @@ TEST_CASE("a cache of an attention of other shapes is refused and nothing is add
 
 TEST_CASE("an attention whose last projection refuses its cache has added nothing") {
   auto attention = attention_of<float>(12, {.heads = 4});
-  const Matrix<float> x = noise<float>(5, 9, 1), before = noise<float>(5, 9, 3);
+  const MatrixX<float> x = noise<float>(5, 9, 1), before = noise<float>(5, 9, 3);
   typename Attention<float>::Cache cache;
-  const Matrix<float> dy = attention.forward(x, 2, cache);
+  const MatrixX<float> dy = attention.forward(x, 2, cache);
   truncate(attention.v, 1);
   auto gradients = zeros_like(attention);
-  Matrix<float> dx = before;
+  MatrixX<float> dx = before;
   CHECK_THROWS_AS(attention.backward(dy, cache, gradients, dx), std::invalid_argument);
   CHECK(values<Attention<float>>(gradients).isZero(0));
   CHECK(same_bits(dx, before));
@@ -414,8 +414,8 @@ TEST_CASE("generation refuses what does not fit and leaves the past as it was") 
   KeyValueCache<float> past, foreign;
   foreign.append(noise<float>(6, 3, 1), noise<float>(6, 3, 1));
   (void)attention.extend(noise<float>(5, 2, 1), 2, past);
-  const Matrix<float> keys = past.keys();
-  CHECK_THROWS_SAYING(ShapeError, attention.extend(Matrix<float>(5, 0), 2, past), "Attention::extend: x", "empty batch");
+  const MatrixX<float> keys = past.keys();
+  CHECK_THROWS_SAYING(ShapeError, attention.extend(MatrixX<float>(5, 0), 2, past), "Attention::extend: x", "empty batch");
   CHECK_THROWS_SAYING(ShapeError, attention.extend(noise<float>(6, 1, 1), 2, past), "rows of x", "expected 5", "got 6");
   CHECK_THROWS_SAYING(std::invalid_argument, attention.extend(noise<float>(5, 1, 1), 3, past), "rank", "max_rank = 2", "got 3");
   CHECK_THROWS_SAYING(std::invalid_argument, attention.extend(noise<float>(5, 1, 1), 0, past), "rank", "at least 1", "got 0");
@@ -423,7 +423,7 @@ TEST_CASE("generation refuses what does not fit and leaves the past as it was") 
                       "got 12");
   CHECK_THROWS_SAYING(std::invalid_argument, attention_of<float>(12, {.heads = 4, .causal = false}).extend(noise<float>(5, 1, 1), 2, past),
                       "Attention::extend", "causal");
-  CHECK(same_bits(Matrix<float>(past.keys()), keys));
+  CHECK(same_bits(MatrixX<float>(past.keys()), keys));
   CHECK(foreign.length() == 3);
 }
 

@@ -51,8 +51,8 @@ Twins<S> twins_of(Index features, Index key_rank, AttentionOptions options) {
                         projection(features, 5, 2, 10), options);
   randomize<Attention<S>>(separate, 3);
   const auto& [q, k, v] = std::tie(separate.q, separate.k, separate.v);
-  Matrix<S> W(features + 2 * kv_features, 5);
-  Vector<S> bias(W.rows());
+  MatrixX<S> W(features + 2 * kv_features, 5);
+  VectorX<S> bias(W.rows());
   W << q.base.W, k.base.W, v.base.W;
   bias << q.base.bias, k.base.bias, v.base.bias;
   const InSlices<S> qkv({W, bias}, Stacked<LowRank<S>>({q.adapter, k.adapter, v.adapter}));
@@ -74,7 +74,7 @@ TEMPLATE_TEST_CASE("a merged attention is the attention of its slices bit for bi
       CHECK(twins.merged.head_dim() == 15);
       for (const std::vector<Index>& lengths : {std::vector<Index>{1}, {3, 130, 64, 1}}) {
         const Sequences sequences(lengths);
-        const Matrix<S> x = noise<S>(5, sequences.tokens(), 1), dy = noise<S>(5, sequences.tokens(), 2);
+        const MatrixX<S> x = noise<S>(5, sequences.tokens(), 1), dy = noise<S>(5, sequences.tokens(), 2);
         std::vector<RankSlice> mix{3, RankSlice::none(), {2, 1}, 1};
         mix.resize(lengths.size(), 2);
         for (const BatchRanks& ranks :
@@ -84,7 +84,7 @@ TEMPLATE_TEST_CASE("a merged attention is the attention of its slices bit for bi
           auto expected = zeros_like(twins.separate);
           auto gradients = zeros_like(twins.merged);
           CHECK(same_bits(twins.merged.forward(x, sequences, ranks, cache), twins.separate.forward(x, sequences, ranks, separate_cache)));
-          const Matrix<S> dx = twins.merged.backward(dy, cache, gradients),
+          const MatrixX<S> dx = twins.merged.backward(dy, cache, gradients),
                           dx_apart = twins.separate.backward(dy, separate_cache, expected);
           CHECK(same_bits(values<Merged>(gradients), values<Attention<S>>(expected)));
           CHECK(trained_components<Merged>(gradients) == trained_components<Attention<S>>(expected));
@@ -97,20 +97,20 @@ TEMPLATE_TEST_CASE("a merged attention is the attention of its slices bit for bi
 
 TEMPLATE_TEST_CASE("generation with a merged attention is that of its slices bit for bit", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(5, 140, 1);
+  const MatrixX<S> x = noise<S>(5, 140, 1);
   for (const AttentionOptions& options : {AttentionOptions{.heads = 4}, {.heads = 4, .key_value_heads = 2}}) {
     const Twins<S> twins = twins_of<S>(12, 1, options);
     for (const RankSlice rank : {RankSlice::none(), RankSlice{1}, RankSlice{3}}) {
       for (const Index piece : {1, 7, 64, 140}) {
         KeyValueCache<S> past, separate_past;
-        Matrix<S> y(5, 140);
+        MatrixX<S> y(5, 140);
         for (Index begin = 0; begin < 140; begin += piece) {
           const auto next = x.middleCols(begin, std::min(piece, 140 - begin));
           y.middleCols(begin, next.cols()) = twins.merged.extend(next, rank, past);
-          CHECK(same_bits(Matrix<S>(y.middleCols(begin, next.cols())), twins.separate.extend(next, rank, separate_past)));
+          CHECK(same_bits(MatrixX<S>(y.middleCols(begin, next.cols())), twins.separate.extend(next, rank, separate_past)));
         }
         CHECK(same_bits(y, twins.merged.forward(x, rank)));
-        CHECK(same_bits(Matrix<S>(past.keys()), Matrix<S>(separate_past.keys())));
+        CHECK(same_bits(MatrixX<S>(past.keys()), MatrixX<S>(separate_past.keys())));
       }
     }
   }
@@ -119,13 +119,13 @@ TEMPLATE_TEST_CASE("generation with a merged attention is that of its slices bit
 TEMPLATE_TEST_CASE("a merged attention without its adapters has the weights of its slices without theirs", "", float, double) {
   using S = TestType;
   const Twins<S> twins = twins_of<S>(12, 0, {.heads = 4, .key_value_heads = 2});
-  const Matrix<S> x = noise<S>(5, 9, 1);
+  const MatrixX<S> x = noise<S>(5, 9, 1);
   for (const Index rank : {1, 2, 3}) {
     const auto merged = twins.merged.merged(rank);
     const auto apart = twins.separate.merged(rank);
-    CHECK(same_bits(Matrix<S>(merged.qkv.base.W.topRows(12)), apart.q.base.W));
-    CHECK(same_bits(Matrix<S>(merged.qkv.base.W.middleRows(12, 6)), twins.separate.k.base.W));
-    CHECK(same_bits(Matrix<S>(merged.qkv.base.W.bottomRows(6)), apart.v.base.W));
+    CHECK(same_bits(MatrixX<S>(merged.qkv.base.W.topRows(12)), apart.q.base.W));
+    CHECK(same_bits(MatrixX<S>(merged.qkv.base.W.middleRows(12, 6)), twins.separate.k.base.W));
+    CHECK(same_bits(MatrixX<S>(merged.qkv.base.W.bottomRows(6)), apart.v.base.W));
     CHECK(same_bits(merged.o.base.W, apart.o.base.W));
     CHECK(same_bits(merged.forward(x, RankSlice::none()), apart.forward(x, RankSlice::none())));
   }
@@ -147,14 +147,14 @@ TEMPLATE_TEST_CASE("a workspace that other merged attentions have used gives the
   using S = TestType;
   using L = MergedAttention<S, InSlices<S>>;
   const L attention = twins_of<S>(12, 1, {.heads = 4, .key_value_heads = 2}).merged;
-  const Matrix<S> x = noise<S>(5, 12, 1), dy = noise<S>(5, 12, 2);
+  const MatrixX<S> x = noise<S>(5, 12, 1), dy = noise<S>(5, 12, 2);
   typename L::Cache cache;
   (void)attention.forward(x, Sequences({7, 5}), 2, cache);
   auto own = zeros_like(attention), other = zeros_like(attention);
-  const Matrix<S> dx = attention.backward(dy, cache, own);
+  const MatrixX<S> dx = attention.backward(dy, cache, own);
   typename L::Workspace used;
   for (Buffer<S>* buffer : {&used.dQKV, &used.d_context, &used.dot}) buffer->resize(50, 60).setConstant(nan<S>);
-  Matrix<S> dx_other = all_nan<S>(5, 12);
+  MatrixX<S> dx_other = all_nan<S>(5, 12);
   attention.backward(dy, cache, other, used, dx_other);
   CHECK(same_bits(dx_other, dx));
   CHECK(same_bits(values<L>(other), values<L>(own)));
@@ -178,9 +178,9 @@ TEST_CASE("a cache of a merged attention of other shapes is refused and nothing 
   const auto attention = twins_of<float>(12, 1, {.heads = 4}).merged,
              grouped = twins_of<float>(12, 1, {.heads = 4, .key_value_heads = 2}).merged;
   using L = std::remove_const_t<decltype(attention)>;
-  const Matrix<float> x = noise<float>(5, 9, 1);
+  const MatrixX<float> x = noise<float>(5, 9, 1);
   L::Cache cache;
-  const Matrix<float> dy = grouped.forward(x, 2, cache);
+  const MatrixX<float> dy = grouped.forward(x, 2, cache);
   auto gradients = zeros_like(attention);
   CHECK_THROWS_SAYING(ShapeError, attention.backward(dy, cache, gradients), "rows of the cached queries, keys and values", "expected 36",
                       "got 24");

@@ -28,7 +28,7 @@ Orthogonality<double> at_rank(const Linear<double>& layer, Index rank) {
 
 TEST_CASE("oracle of AdaLoRA: the gradient of the orthogonality penalty is that of differences") {
   const RowMatrix<double> A = noise<double>(max_rank, in, 1);
-  const Matrix<double> B = noise<double>(out, max_rank, 2);
+  const MatrixX<double> B = noise<double>(out, max_rank, 2);
   const auto exact = orthogonality(A, B);
   constexpr double step = 1e-5;
   const auto difference = [&](auto matrix, Index i, auto&& value) {
@@ -42,23 +42,23 @@ TEST_CASE("oracle of AdaLoRA: the gradient of the orthogonality penalty is that 
     CHECK(exact.A.data()[i] == Approx(expected).epsilon(1e-6).margin(1e-6));
   }
   for (Index i = 0; i < B.size(); ++i) {
-    const double expected = difference(B, i, [&](const Matrix<double>& changed) { return orthogonality(A, changed).value; });
+    const double expected = difference(B, i, [&](const MatrixX<double>& changed) { return orthogonality(A, changed).value; });
     CHECK(exact.B.data()[i] == Approx(expected).epsilon(1e-6).margin(1e-6));
   }
 }
 
 TEMPLATE_TEST_CASE("components that are orthogonal and of length 1 have no penalty and no gradient", "", float, double) {
   using S = TestType;
-  const auto orthonormal = [](Index rows, std::uint64_t seed) -> Matrix<S> {
-    const Eigen::HouseholderQR<Matrix<S>> qr(noise<S>(rows, max_rank, seed));
-    return qr.householderQ() * Matrix<S>::Identity(rows, max_rank);
+  const auto orthonormal = [](Index rows, std::uint64_t seed) -> MatrixX<S> {
+    const Eigen::HouseholderQR<MatrixX<S>> qr(noise<S>(rows, max_rank, seed));
+    return qr.householderQ() * MatrixX<S>::Identity(rows, max_rank);
   };
   const RowMatrix<S> A = orthonormal(in, 1).transpose();
   const auto none = orthogonality<S>(A, orthonormal(out, 2));
   CHECK(none.value < rounding<S>);
   CHECK(none.A.cwiseAbs().maxCoeff() < 4 * rounding<S>);
   CHECK(none.B.cwiseAbs().maxCoeff() < 4 * rounding<S>);
-  const auto fresh = orthogonality<S>(A, Matrix<S>::Zero(out, max_rank));  // B = 0: a 1 for each component, and no way out
+  const auto fresh = orthogonality<S>(A, MatrixX<S>::Zero(out, max_rank));  // B = 0: a 1 for each component, and no way out
   CHECK(fresh.value == Approx(max_rank).epsilon(rounding<S>));
   CHECK(fresh.B.isZero(0));
 }
@@ -70,13 +70,13 @@ TEST_CASE("a step at rank b makes its components orthogonal and no others") {
       auto gradients = trained_at(layer, RankSlice(b, t));
       const auto expected = at_rank(layer, b);
       CHECK(add_orthogonality(layer, gradients, 0.5) == Approx(0.5 * expected.value).epsilon(1e-12));
-      Matrix<double> dA = Matrix<double>::Zero(max_rank, in), dB = Matrix<double>::Zero(out, max_rank);
+      MatrixX<double> dA = MatrixX<double>::Zero(max_rank, in), dB = MatrixX<double>::Zero(out, max_rank);
       dA.middleRows(t, b - t) = 0.5 * expected.A.middleRows(t, b - t);
       dB.middleCols(t, b - t) = 0.5 * expected.B.middleCols(t, b - t);
-      CHECK(gap(Matrix<double>(gradients.adapter.A), dA) < rounding<double>);
-      CHECK(gap(Matrix<double>(gradients.adapter.B), dB) < rounding<double>);
+      CHECK(gap(MatrixX<double>(gradients.adapter.A), dA) < rounding<double>);
+      CHECK(gap(MatrixX<double>(gradients.adapter.B), dB) < rounding<double>);
       add_orthogonality(layer, gradients, 0.5);  // adds
-      CHECK(gap(Matrix<double>(gradients.adapter.A), 2 * dA) < rounding<double>);
+      CHECK(gap(MatrixX<double>(gradients.adapter.A), 2 * dA) < rounding<double>);
     }
   }
   auto untrained = zeros_like(layer);

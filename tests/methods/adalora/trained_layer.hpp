@@ -10,7 +10,7 @@ inline constexpr Index in = 9, out = 7, max_rank = 4;
 
 inline Linear<double> trained_layer() {
   Rng rng(1);
-  Linear<double> layer(Matrix<double>(noise<double>(out, in, 1)), {.max_rank = max_rank, .alpha = 3}, rng);
+  Linear<double> layer(MatrixX<double>(noise<double>(out, in, 1)), {.max_rank = max_rank, .alpha = 3}, rng);
   randomize<Linear<double>>(layer, 2);
   return layer;
 }

@@ -86,7 +86,7 @@ Chain<LowRank<S>> chain_of(const std::vector<Index>& ranks, const std::vector<do
 
 TEMPLATE_TEST_CASE("a chain is the sum of its links at every rank and mix of ranks", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(in, 6, 1), dy = noise<S>(out, 6, 2);
+  const MatrixX<S> x = noise<S>(in, 6, 1), dy = noise<S>(out, 6, 2);
   for (const std::vector<Index>& ranks : {std::vector<Index>{5, 5, 5}, {1, 3, 5}, {0, 2, 5}, {5, 5}}) {
     const Chain<LowRank<S>> chain = chain_of<S>(ranks);
     CHECK(chain.max_rank() == 5);
@@ -94,7 +94,7 @@ TEMPLATE_TEST_CASE("a chain is the sum of its links at every rank and mix of ran
     for (const BatchRanks& batch : {BatchRanks(1), BatchRanks(2), BatchRanks(5), BatchRanks(5, 4), BatchRanks(3, 3),
                                     BatchRanks::per_sample({5, 5, 1, RankSlice::none(), 2, {3, 2}})}) {
       const auto whole = run(chain, x, dy, batch, {});
-      Matrix<S> y = Matrix<S>::Zero(out, 6), dx = Matrix<S>::Zero(in, 6);
+      MatrixX<S> y = MatrixX<S>::Zero(out, 6), dx = MatrixX<S>::Zero(in, 6);
       for (std::size_t j = 0; j < ranks.size(); ++j) {
         const auto link = run(chain.links[j], x, dy, batch.at_most(ranks[j]), {});
         y += link.y;
@@ -124,7 +124,7 @@ TEST_CASE("oracle of Chain of LoRA: a link that is added to a chain leaves its f
   Rng rng(1);
   Chain<LowRank<double>> chain(in, out, options, rng);
   randomize<Chain<LowRank<double>>>(chain, 2);
-  const Matrix<double> x = noise<double>(in, 6, 1), dy = noise<double>(out, 6, 2);
+  const MatrixX<double> x = noise<double>(in, 6, 1), dy = noise<double>(out, 6, 2);
   for (Index links = 2; links <= 4; ++links) {
     const Chain<LowRank<double>> before = chain;
     chain.extend(rng);
@@ -142,7 +142,7 @@ TEST_CASE("oracle of Chain of LoRA: a link that is added to a chain leaves its f
 }
 
 TEST_CASE("oracle of Chain of LoRA: a chain kept unmerged is at every rank what its links are there, where a folded one is not") {
-  const Matrix<double> W = noise<double>(out, in, 3);
+  const MatrixX<double> W = noise<double>(out, in, 3);
   const Chain<LowRank<double>> chain = chain_of<double>({5, 5, 5});
   const Linear<double, Chain<LowRank<double>>> kept(W, chain);
   Linear<double> folded(W, chain.links[0]);
@@ -152,7 +152,7 @@ TEST_CASE("oracle of Chain of LoRA: a chain kept unmerged is at every rank what 
     folded.adapter = chain.links[j];
   }
   for (Index b = 1; b <= 5; ++b) {
-    Matrix<double> expected = W;
+    MatrixX<double> expected = W;
     for (const auto& link : chain.links) expected += link.delta(b);
     CHECK(gap(kept.merged(b).W, expected) < rounding<double>);
     if (b == 5) {
@@ -165,13 +165,13 @@ TEST_CASE("oracle of Chain of LoRA: a chain kept unmerged is at every rank what 
 
 TEST_CASE("frozen links stay as they are while the last one learns") {
   Rng rng(1);
-  Linear<double, Chain<LowRank<double>>> layer(Matrix<double>(noise<double>(out, in, 3)), chain_of<double>({5, 5}, {3, 3}));
+  Linear<double, Chain<LowRank<double>>> layer(MatrixX<double>(noise<double>(out, in, 3)), chain_of<double>({5, 5}, {3, 3}));
   layer.adapter.extend({.max_rank = 6, .alpha = 3}, rng);
   const auto before = layer.adapter;
   auto gradients = zeros_like(layer);
   AdamW optimizer(layer, {.lr = 0.01, .weight_decay = 0.1});
   Linear<double, Chain<LowRank<double>>>::Cache cache;
-  const Matrix<double> x = noise<double>(in, 30, 1), target = noise<double>(out, 30, 2);
+  const MatrixX<double> x = noise<double>(in, 30, 1), target = noise<double>(out, 30, 2);
   double first = 0, last = 0;
   for (int step = 0; step < 100; ++step) {
     set_zero(layer, gradients);
@@ -188,7 +188,7 @@ TEST_CASE("frozen links stay as they are while the last one learns") {
 
 TEMPLATE_TEST_CASE("a chain whose last link is cut is cut whole", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(in, 6, 1), dy = noise<S>(out, 6, 2);
+  const MatrixX<S> x = noise<S>(in, 6, 1), dy = noise<S>(out, 6, 2);
   for (const std::vector<Index>& ranks : {std::vector<Index>{5, 5, 5}, {2, 3, 5}, {4, 5, 5}}) {
     const Chain<LowRank<S>> chain = chain_of<S>(ranks);
     for (Index components = 0; components <= 5; ++components) {
@@ -222,7 +222,7 @@ TEMPLATE_TEST_CASE("a chain whose last link is cut is cut whole", "", float, dou
 
 TEST_CASE("a link of which the first components alone have been trained is a smaller link") {
   Rng rng(1);
-  Linear<double, Chain<LowRank<double>>> layer(Matrix<double>(noise<double>(out, in, 3)), chain_of<double>({5, 5}, {3, 3}));
+  Linear<double, Chain<LowRank<double>>> layer(MatrixX<double>(noise<double>(out, in, 3)), chain_of<double>({5, 5}, {3, 3}));
   layer.adapter.extend(rng);
   auto gradients = zeros_like(layer);
   AdamW optimizer(layer, {.lr = 0.01});
@@ -237,8 +237,8 @@ TEST_CASE("a link of which the first components alone have been trained is a sma
   CHECK(link.B.rightCols(3).isZero(0));
   CHECK((link.B.leftCols(2).array() != 0).all());
   const RowMatrix<double> A = link.A.topRows(2);
-  const Matrix<double> B = link.B.leftCols(2);
-  for (Index b = 3; b <= 5; ++b) CHECK(gap(link.delta(b), Matrix<double>(link.scale(b) * B * A)) < rounding<double>);
+  const MatrixX<double> B = link.B.leftCols(2);
+  for (Index b = 3; b <= 5; ++b) CHECK(gap(link.delta(b), MatrixX<double>(link.scale(b) * B * A)) < rounding<double>);
 }
 
 TEMPLATE_TEST_CASE("a chain's factors are its delta and are taken as one link", "", float, double) {
@@ -249,8 +249,8 @@ TEMPLATE_TEST_CASE("a chain's factors are its delta and are taken as one link", 
       const LowRankFactors<S> factors = chain.factors(b);
       const Index rank = std::min<Index>(b, 3) + std::min<Index>(b, 4) + b;
       CHECK(factors.A.rows() == rank);
-      const Matrix<S> delta = b == 0 ? chain.delta(RankSlice::none()) : chain.delta(b);
-      const Matrix<S> product = static_cast<S>(factors.scale) * factors.B * factors.A;
+      const MatrixX<S> delta = b == 0 ? chain.delta(RankSlice::none()) : chain.delta(b);
+      const MatrixX<S> product = static_cast<S>(factors.scale) * factors.B * factors.A;
       CHECK(gap(in_double(product), in_double(delta)) < rounding<S>);
       Chain<LowRank<S>> taken = chain;
       taken.set_factors(factors);
@@ -258,7 +258,7 @@ TEMPLATE_TEST_CASE("a chain's factors are its delta and are taken as one link", 
       CHECK(taken.max_rank() == rank);
       if (b > 0) CHECK(gap(in_double(taken.delta(rank)), in_double(delta)) < rounding<S>);
       const LowRankFactors<S> again = taken.factors(rank);
-      CHECK(same_bits(Matrix<S>(again.A), Matrix<S>(factors.A)));
+      CHECK(same_bits(MatrixX<S>(again.A), MatrixX<S>(factors.A)));
       CHECK(same_bits(again.B, factors.B));
     }
   }
@@ -278,8 +278,8 @@ TEMPLATE_TEST_CASE("factors of another's adapter are in a chain at every rank wh
 }
 
 TEST_CASE("a folded chain goes into the weight with all its links and begins with one") {
-  Linear<double, Chain<LowRank<double>>> layer(Matrix<double>(noise<double>(out, in, 3)), chain_of<double>({5, 5, 5}));
-  const Matrix<double> whole = layer.merged(5).W;
+  Linear<double, Chain<LowRank<double>>> layer(MatrixX<double>(noise<double>(out, in, 3)), chain_of<double>({5, 5, 5}));
+  const MatrixX<double> whole = layer.merged(5).W;
   Rng rng(1);
   fold(layer, 5, rng);
   CHECK(same_bits(layer.base.W, whole));
@@ -312,7 +312,7 @@ TEST_CASE("chains that do not fit are refused and say what was expected and what
   CHECK(same_bits(chain.delta(5), before.delta(5)));
   // A cache from before the chain grew.
   C::Cache cache;
-  Matrix<double> y = Matrix<double>::Zero(out, 2), dx = Matrix<double>::Zero(in, 2);
+  MatrixX<double> y = MatrixX<double>::Zero(out, 2), dx = MatrixX<double>::Zero(in, 2);
   chain.add_forward(noise<double>(in, 2, 1), 2, cache, y);
   chain.extend(rng);
   auto gradients = zeros_like(chain);
@@ -323,7 +323,7 @@ TEST_CASE("chains that do not fit are refused and say what was expected and what
   truncate(cut, 1);
   const auto refused = [&](const C& other, auto call) {
     C::Cache of_larger;
-    Matrix<double> dx_of_other = Matrix<double>::Zero(in, 2);
+    MatrixX<double> dx_of_other = MatrixX<double>::Zero(in, 2);
     auto its_gradients = zeros_like(other);
     before.add_forward(noise<double>(in, 2, 1), 3, of_larger, y);
     call([&] { other.add_backward(noise<double>(in, 2, 1), noise<double>(out, 2, 1), of_larger, its_gradients, dx_of_other); });
@@ -337,13 +337,13 @@ TEST_CASE("chains that do not fit are refused and say what was expected and what
 }
 
 TEST_CASE("the gradients of a chain serve another of the same last link, and its workspace any other") {
-  const Matrix<double> x = noise<double>(in, 6, 1), dy = noise<double>(out, 6, 2);
+  const MatrixX<double> x = noise<double>(in, 6, 1), dy = noise<double>(out, 6, 2);
   auto gradients = zeros_like(chain_of<double>({5, 5, 5}));
   Chain<LowRank<double>>::Workspace workspace;
   for (const std::vector<Index>& ranks : {std::vector<Index>{5, 5, 5}, {2, 3, 5}, {5, 5, 5}, {5}, {1, 2, 3, 5}}) {
     const Chain<LowRank<double>> chain = chain_of<double>(ranks);
     const auto expected = run(chain, x, dy, 5, {});
-    Matrix<double> y = Matrix<double>::Zero(out, 6), dx = Matrix<double>::Zero(in, 6);
+    MatrixX<double> y = MatrixX<double>::Zero(out, 6), dx = MatrixX<double>::Zero(in, 6);
     Chain<LowRank<double>>::Cache cache;
     set_zero(chain, gradients);
     chain.add_forward(x, 5, cache, y);

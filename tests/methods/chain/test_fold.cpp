@@ -46,7 +46,7 @@ Linear<S, A, W> trained_layer(ScaleRule scale = alpha_over_rank) {
 
 /// A regression on whose optimum no fold can have an influence but through the layer.
 struct Regression {
-  Matrix<double> x = noise<double>(in, 40, 5), target = noise<double>(out, 40, 6);
+  MatrixX<double> x = noise<double>(in, 40, 5), target = noise<double>(out, 40, 6);
 };
 
 /// `steps` steps of AdamW from `first`, at ranks that differ.
@@ -64,10 +64,10 @@ void train(Linear<double>& layer, AdamW<Linear<double>>& optimizer, Index first,
 
 /// The layer after each of 20 steps, where after_step(step, layer, optimizer) may change it between two.
 template <class AfterStep>
-std::vector<Vector<double>> trajectory(AfterStep after_step) {
+std::vector<VectorX<double>> trajectory(AfterStep after_step) {
   Linear<double> layer = trained_layer<double>();
   AdamW optimizer(layer, {.lr = 0.01});
-  std::vector<Vector<double>> states;
+  std::vector<VectorX<double>> states;
   for (Index step = 0; step < 20; ++step) {
     train(layer, optimizer, step, 1);
     after_step(step, layer, optimizer);
@@ -78,18 +78,18 @@ std::vector<Vector<double>> trajectory(AfterStep after_step) {
 }
 
 /// The first step after which two runs differ in a bit; 20 if they never do.
-Index first_difference(const std::vector<Vector<double>>& run, const std::vector<Vector<double>>& other) {
-  return std::mismatch(run.begin(), run.end(), other.begin(), same_bits<Vector<double>, Vector<double>>).first - run.begin();
+Index first_difference(const std::vector<VectorX<double>>& run, const std::vector<VectorX<double>>& other) {
+  return std::mismatch(run.begin(), run.end(), other.begin(), same_bits<VectorX<double>, VectorX<double>>).first - run.begin();
 }
 
 /// A run of LoRA, which knows of no stages.
-std::vector<Vector<double>> plain_run() {
+std::vector<VectorX<double>> plain_run() {
   return trajectory([](auto&&...) {});
 }
 
 /// A run that folds where a stage ends.
 template <Stages T>
-std::vector<Vector<double>> staged_run(const T& stages) {
+std::vector<VectorX<double>> staged_run(const T& stages) {
   return trajectory([&, rng = Rng(4)](Index step, auto& layer, auto& optimizer) mutable {
     if (!stages.ends_after(step)) return;
     fold(layer, max_rank, rng);
@@ -98,7 +98,7 @@ std::vector<Vector<double>> staged_run(const T& stages) {
 }
 
 /// The same by hand: after each of these steps Δ is added to W, and adapter and optimiser are new.
-std::vector<Vector<double>> run_by_hand(const std::vector<Index>& last_steps) {
+std::vector<VectorX<double>> run_by_hand(const std::vector<Index>& last_steps) {
   return trajectory([&, rng = Rng(4)](Index step, auto& layer, auto& optimizer) mutable {
     if (std::find(last_steps.begin(), last_steps.end(), step) == last_steps.end()) return;
     layer.base.W += layer.adapter.delta(max_rank);
@@ -139,11 +139,11 @@ struct WithMagnitude {
   using Scalar = double;
   struct Gradients {
     LowRank<double>::Gradients adapter;
-    Vector<double> magnitude;
+    VectorX<double> magnitude;
   };
   DenseWeight<double> base;
   LowRank<double> adapter;
-  Vector<double> magnitude = Vector<double>::Ones(out);
+  VectorX<double> magnitude = VectorX<double>::Ones(out);
 
   static void members(const auto& f, auto&... t) {
     f(Child<LowRank<double>>{}, t.adapter...);
@@ -152,22 +152,22 @@ struct WithMagnitude {
 };
 
 /// The rank of a matrix, as far as rounding lets it be seen.
-Index rank_of(const Matrix<double>& m) {
-  Eigen::ColPivHouseholderQR<Matrix<double>> qr(m);
+Index rank_of(const MatrixX<double>& m) {
+  Eigen::ColPivHouseholderQR<MatrixX<double>> qr(m);
   qr.setThreshold(1e-9);
   return qr.rank();
 }
 
 /// Least squares over whitened inputs (x xᵀ = 1, so the loss is ‖W + Δ − target‖² for any x), by gradient steps on the factors.
-double fit(Linear<double>& layer, const Matrix<double>& target, int steps) {
-  const Matrix<double> x = Matrix<double>::Identity(in, in);
+double fit(Linear<double>& layer, const MatrixX<double>& target, int steps) {
+  const MatrixX<double> x = MatrixX<double>::Identity(in, in);
   Linear<double>::Cache cache;
   auto gradients = zeros_like(layer);
   AdamW optimizer(layer, {.lr = 0.05});
   for (int step = 0; step < steps; ++step) {
     optimizer.set_learning_rate(0.05 * (1 - static_cast<double>(step) / steps));
     set_zero(layer, gradients);
-    const Matrix<double> error = layer.forward(x, layer.max_rank(), cache) - target;
+    const MatrixX<double> error = layer.forward(x, layer.max_rank(), cache) - target;
     layer.backward(error, cache, gradients);
     optimizer.step(layer, gradients);
   }
@@ -180,11 +180,11 @@ TEMPLATE_TEST_CASE("oracle of PeriodicLoRA: a plain unload leaves the output as 
   using S = TestType;
   for (Index rank = 1; rank <= max_rank; ++rank) {
     Linear<S> layer = trained_layer<S>();
-    const Matrix<S> x = noise<S>(in, 6, 3), before = layer.forward(x, rank), base = layer.base.dense() * x;
+    const MatrixX<S> x = noise<S>(in, 6, 3), before = layer.forward(x, rank), base = layer.base.dense() * x;
     Rng rng(4);
     fold(layer, rank, rng);
     CHECK(layer.adapter.B.isZero(0));
-    const Matrix<S> after = layer.forward(x, rank);
+    const MatrixX<S> after = layer.forward(x, rank);
     CHECK(gap(in_double(after), in_double(before)) < rounding<S>);
     CHECK(gap(in_double(after), in_double(base)) > 0.01);
     const S bound = static_cast<S>(1 / std::sqrt(double(in)));  // Kaiming with a = √5, as a fresh adapter
@@ -197,7 +197,7 @@ TEST_CASE("oracle of PeriodicLoRA: the published momentum leaves W + (1 − m + 
   for (const double m : {0.1, 0.25, 0.5, 0.9}) {
     for (Index rank = 1; rank <= max_rank; ++rank) {
       Linear<double> layer = trained_layer<double>();
-      const Matrix<double> W = layer.base.W, delta = layer.adapter.delta(rank);
+      const MatrixX<double> W = layer.base.W, delta = layer.adapter.delta(rank);
       Rng rng(4);
       fold(layer, rank, rng, {.fraction = m, .remainder = Remainder::as_published});
       CHECK(gap(layer.base.W, W + m * delta) < rounding<double>);
@@ -213,7 +213,7 @@ TEMPLATE_TEST_CASE("oracle of PeriodicLoRA: the continuous momentum leaves the o
   for (const double m : {0.1, 0.5, 0.9}) {
     for (Index rank = 1; rank <= max_rank; ++rank) {
       Linear<S> layer = trained_layer<S>();
-      const Matrix<S> x = noise<S>(in, 6, 3), before = layer.forward(x, rank), W = layer.base.W, delta = layer.adapter.delta(rank);
+      const MatrixX<S> x = noise<S>(in, 6, 3), before = layer.forward(x, rank), W = layer.base.W, delta = layer.adapter.delta(rank);
       Rng rng(4);
       fold(layer, rank, rng, {.fraction = m});
       CHECK(gap(in_double<S>(layer.forward(x, rank)), in_double(before)) < rounding<S>);
@@ -236,8 +236,8 @@ TEST_CASE("oracle of PeriodicLoRA: a run is that of adding each interval's produ
 
 TEST_CASE("oracle of PeriodicLoRA: k stages of rank r change W by rank k r") {
   Rng rng(1);
-  Linear<double> layer(Matrix<double>(noise<double>(out, in, 1)), {.max_rank = 2, .alpha = 4}, rng);
-  const Matrix<double> W = layer.base.W;
+  Linear<double> layer(MatrixX<double>(noise<double>(out, in, 1)), {.max_rank = 2, .alpha = 4}, rng);
+  const MatrixX<double> W = layer.base.W;
   for (Index stage = 1; stage <= 4; ++stage) {
     AdamW optimizer(layer, {.lr = 0.05});
     train(layer, optimizer, 0, 30);
@@ -269,12 +269,12 @@ TEST_CASE("oracle of Chain of LoRA: a knot and a fresh link leave the output as 
   AdamW optimizer(layer, {.lr = 0.01});
   Rng rng(4);
   const StageLengths knots = StageLengths::equal(3, 30);
-  const Matrix<double> x = noise<double>(in, 6, 3);
+  const MatrixX<double> x = noise<double>(in, 6, 3);
   int tied = 0;
   for (Index step = 0; step < 30; ++step) {
     train(layer, optimizer, step, 1);
     if (!knots.ends_after(step)) continue;
-    const Matrix<double> before = layer.forward(x, max_rank);
+    const MatrixX<double> before = layer.forward(x, max_rank);
     fold(layer, max_rank, rng);
     optimizer = AdamW(layer, optimizer.options());
     CHECK(gap(layer.forward(x, max_rank), before) < rounding<double>);
@@ -296,8 +296,8 @@ TEST_CASE("oracle of Chain of LoRA: a chain is that of tying its knots by hand b
 
 TEST_CASE("oracle of Chain of LoRA: the change of W is the sum of the links") {
   Linear<double> layer = trained_layer<double>();
-  const Matrix<double> W = layer.base.W;
-  Matrix<double> sum = Matrix<double>::Zero(out, in);
+  const MatrixX<double> W = layer.base.W;
+  MatrixX<double> sum = MatrixX<double>::Zero(out, in);
   Rng rng(4);
   for (const Index rank : {4, 3, 1}) {  // knots at ranks that step down
     AdamW optimizer(layer, {.lr = 0.01});
@@ -322,14 +322,14 @@ TEST_CASE("oracle of Chain of LoRA: the first gradient of a link is zero for A a
 
 TEST_CASE("oracle of Chain of LoRA: as many links of rank 1 as the target's rank solve what one cannot") {
   // A target of rank 3 over a base of zeros, singular values 3, 2 and 1.
-  const auto orthogonal = [](Index rows, std::uint64_t seed) -> Matrix<double> {
-    const Eigen::HouseholderQR<Matrix<double>> qr(noise<double>(rows, 3, seed));
-    return qr.householderQ() * Matrix<double>::Identity(rows, 3);
+  const auto orthogonal = [](Index rows, std::uint64_t seed) -> MatrixX<double> {
+    const Eigen::HouseholderQR<MatrixX<double>> qr(noise<double>(rows, 3, seed));
+    return qr.householderQ() * MatrixX<double>::Identity(rows, 3);
   };
-  const Vector<double> sigma = (Vector<double>(3) << 3, 2, 1).finished();
-  const Matrix<double> target = orthogonal(out, 7) * sigma.asDiagonal() * orthogonal(in, 8).transpose();
+  const VectorX<double> sigma = (VectorX<double>(3) << 3, 2, 1).finished();
+  const MatrixX<double> target = orthogonal(out, 7) * sigma.asDiagonal() * orthogonal(in, 8).transpose();
   Rng rng(1);
-  Linear<double> layer(Matrix<double>(Matrix<double>::Zero(out, in)), {.max_rank = 1, .alpha = 1}, rng);
+  Linear<double> layer(MatrixX<double>(MatrixX<double>::Zero(out, in)), {.max_rank = 1, .alpha = 1}, rng);
   const double tails[] = {2 * 2 + 1, 1, 0};
   for (const double tail : tails) {
     const double loss = fit(layer, target, 1500);
@@ -341,29 +341,29 @@ TEST_CASE("oracle of Chain of LoRA: as many links of rank 1 as the target's rank
 }
 
 TEST_CASE("a fold reaches every adapter of a model and leaves a frozen part alone") {
-  const Matrix<double> W = noise<double>(out, in, 1);
+  const MatrixX<double> W = noise<double>(out, in, 1);
   Rng rng(1);
   Whole model{Adapted(W, {.max_rank = 4}, rng), Frozen(WeightView<double>(W)), Dropping(W, {.adapter = {.max_rank = 2}}, rng),
               Slices(W, {.adapters = {{.max_rank = 3}, {.max_rank = 0}}, .out_features = {4, 3}}, rng)};
   randomize<Whole>(model, 2);
-  const Matrix<double> a = model.a.merged(4).W, d = model.d.merged(2).W, m = model.m.merged(3).W;
-  const Vector<double> before = values<Whole>(model);
+  const MatrixX<double> a = model.a.merged(4).W, d = model.d.merged(2).W, m = model.m.merged(3).W;
+  const VectorX<double> before = values<Whole>(model);
   fold(model, 4, rng);  // those with fewer components fold all they have
   CHECK(same_bits(model.a.base.W, a));
   CHECK(same_bits(model.d.base.W, d));
   CHECK(same_bits(model.m.base.W, m));
-  CHECK(same_bits(Matrix<double>(model.m.base.W.bottomRows(3)), Matrix<double>(W.bottomRows(3))));
+  CHECK(same_bits(MatrixX<double>(model.m.base.W.bottomRows(3)), MatrixX<double>(W.bottomRows(3))));
   CHECK(model.d.adapter.inner.B.isZero(0));
   CHECK(model.m.adapter.slices[0].B.isZero(0));
   CHECK((values<Whole>(model).array() != before.array()).all());
-  const Vector<double> first = values<Adapted>(model.a), second = values<Dropping>(model.d);
+  const VectorX<double> first = values<Adapted>(model.a), second = values<Dropping>(model.d);
   CHECK(first.head(4) != second.head(4));  // each draws its own A
 }
 
 TEST_CASE("a folded adapter keeps the components that it was cut to") {
   Linear<double> layer = trained_layer<double>();
   truncate(layer, 2);
-  const Matrix<double> whole = layer.merged(max_rank).W;
+  const MatrixX<double> whole = layer.merged(max_rank).W;
   Rng rng(4);
   fold(layer, max_rank, rng);
   CHECK(same_bits(layer.base.W, whole));
@@ -386,7 +386,7 @@ TEST_CASE("only a weight that owns its matrix takes an adapter in") {
   STATIC_REQUIRE_FALSE(FoldableLayer<Linear<float, LowRank<float>, WeightView<float>>>);
   STATIC_REQUIRE_FALSE(FoldableLayer<const Linear<float>>);
   auto layer = trained_layer<float, LowRank<float>, DenseWeight<float, RowMatrix<float>>>();
-  const Matrix<float> merged = layer.merged(3).W;
+  const MatrixX<float> merged = layer.merged(3).W;
   Rng rng(1);
   fold(layer, 3, rng);
   CHECK(same_bits(layer.base.dense(), merged));
@@ -395,7 +395,7 @@ TEST_CASE("only a weight that owns its matrix takes an adapter in") {
 TEST_CASE("what cannot be folded is refused by name and nothing has changed") {
   using Two = Attention<double>;
   Rng rng(1);
-  const auto projection = [&] { return Linear<double>(Matrix<double>(noise<double>(8, 8, 1)), {.max_rank = 4}, rng); };
+  const auto projection = [&] { return Linear<double>(MatrixX<double>(noise<double>(8, 8, 1)), {.max_rank = 4}, rng); };
   Two model{projection(), projection(), projection(), projection(), {.heads = 2}};
   randomize<Two>(model, 2);
   const auto refused = [&](const Two& from, RankSlice rank, FoldOptions options, auto check) {
@@ -428,7 +428,7 @@ TEST_CASE("what cannot be folded is refused by name and nothing has changed") {
 TEST_CASE("a sum that is not finite is refused by the name of its layer and nothing has changed") {
   using Two = Attention<float>;
   Rng rng(1);
-  const auto projection = [&] { return Linear<float>(Matrix<float>(noise<float>(8, 8, 1)), {.max_rank = 4, .alpha = 4}, rng); };
+  const auto projection = [&] { return Linear<float>(MatrixX<float>(noise<float>(8, 8, 1)), {.max_rank = 4, .alpha = 4}, rng); };
   Two model{projection(), projection(), projection(), projection(), {.heads = 2}};
   randomize<Two>(model, 2);
   const float most = std::numeric_limits<float>::max();
@@ -449,12 +449,12 @@ TEST_CASE("a sum that is not finite is refused by the name of its layer and noth
     }
   }
   fold(sum, 4, rng, {.fraction = 1e-9});  // what is added is rounded away
-  CHECK(sum.o.base.W == Matrix<float>::Constant(8, 8, most));
+  CHECK(sum.o.base.W == MatrixX<float>::Constant(8, 8, most));
 }
 
 TEST_CASE("a layer that trains more than its adapter is not folded and no checkpoint need hold its weight") {
   Rng rng(1);
-  WithMagnitude layer{Matrix<double>(noise<double>(out, in, 1)), LowRank<double>(in, out, {.max_rank = 2}, rng)};
+  WithMagnitude layer{MatrixX<double>(noise<double>(out, in, 1)), LowRank<double>(in, out, {.max_rank = 2}, rng)};
   CHECK_THROWS_SAYING(std::invalid_argument, fold(layer, 2, rng), "fold: layer", "trains its adapter alone", "further parameters");
   const auto folded = [](auto& model) {
     FoldedWeights weights{model};
@@ -468,20 +468,20 @@ TEST_CASE("a layer that trains more than its adapter is not folded and no checkp
 TEST_CASE("a fraction is folded of an adapter that is the product of what it trains and of no other") {
   using Chained = Linear<double, Chain<LowRank<double>>>;
   Rng rng(1);
-  Chained layer(Matrix<double>(noise<double>(out, in, 1)), {.max_rank = 2, .alpha = 3}, rng);
+  Chained layer(MatrixX<double>(noise<double>(out, in, 1)), {.max_rank = 2, .alpha = 3}, rng);
   randomize<Chained>(layer, 2);
-  const Matrix<double> before = layer.merged(2).W;
+  const MatrixX<double> before = layer.merged(2).W;
   fold(layer, 2, rng, {.fraction = 0.5});  // one link is such a product
   CHECK(gap(layer.merged(2).W, before) < rounding<double>);
   layer.adapter.extend(rng);
   randomize<Chained>(layer, 3);
-  const Matrix<double> W = layer.base.W;
+  const MatrixX<double> W = layer.base.W;
   CHECK_THROWS_SAYING(std::invalid_argument, fold(layer, 2, rng, {.fraction = 0.5}), "fold: layer", "a fraction of it",
                       "product of its lora_B and lora_A", "another kind");
   CHECK(same_bits(layer.base.W, W));
   Slices sliced(W, {.adapters = {{.max_rank = 3}, {.max_rank = 2}}, .out_features = {4, 3}}, rng);
   randomize<Slices>(sliced, 4);
-  const Matrix<double> whole = sliced.merged(3).W;
+  const MatrixX<double> whole = sliced.merged(3).W;
   fold(sliced, 3, rng, {.fraction = 0.5});
   CHECK(gap(sliced.merged(3).W, whole) < rounding<double>);
 }

@@ -3,7 +3,7 @@
 
 #include "dylora/methods/multilora.hpp"
 #include "dylora/methods/nola/nola.hpp"
-#include "dylora/methods/pissa/initialized.hpp"
+#include "dylora/methods/pissa/offset_low_rank.hpp"
 #include "dylora/methods/prilora/proportional.hpp"
 #include "dylora/testing/gradient_check.hpp"
 #include "dylora/train/adamw.hpp"
@@ -53,27 +53,27 @@ struct MergedType<Detached<S>> {
 };
 
 template <class S, class A, class W, Magnitude kind>
-Vector<S> frozen_values(const DoraLinear<S, A, W, kind>& layer) {
+VectorX<S> frozen_values(const DoraLinear<S, A, W, kind>& layer) {
   return joined<S>({layer.base.dense().reshaped(), layer.base.dense_bias()});
 }
 
 /// A detached layer whose forward divides by the norms that it had when this was made: what its backward is the derivative of.
 struct HeldNorms : Detached<double> {
-  Vector<double> norms;
+  VectorX<double> norms;
 
   HeldNorms(const Detached<double>& layer, RankSlice rank) : Detached<double>(layer), norms(layer.row_norms(rank)) {}
 
-  Matrix<double> forward(const Matrix<double>& x, RankSlice rank, Cache& cache) const {
+  MatrixX<double> forward(const MatrixX<double>& x, RankSlice rank, Cache& cache) const {
     (void)Detached<double>::forward(x, rank, cache);
-    const Matrix<double> seen = cache.dropped ? Matrix<double>(cache.mask.x()) : x;
-    const Matrix<double> corrected = magnitude.cwiseQuotient(norms).asDiagonal() * (base.W + adapter.delta(rank));
-    Matrix<double> y(out_features(), x.cols());
+    const MatrixX<double> seen = cache.dropped ? MatrixX<double>(cache.mask.x()) : x;
+    const MatrixX<double> corrected = magnitude.cwiseQuotient(norms).asDiagonal() * (base.W + adapter.delta(rank));
+    MatrixX<double> y(out_features(), x.cols());
     base.apply(x, y);
     return y + (corrected - base.W) * seen;
   }
 };
 
-GradientReport check_gradients(const Detached<double>& layer, const Matrix<double>& x, RankSlice rank, Rng& rng,
+GradientReport check_gradients(const Detached<double>& layer, const MatrixX<double>& x, RankSlice rank, Rng& rng,
                                const Detached<double>::Cache& prototype) {
   return detail::check_layer_gradients(HeldNorms(layer, rank), x, rank, rng, prototype, false);
 }
@@ -96,16 +96,16 @@ L trained_layer(Index in, Index out, Index max_rank, std::uint64_t seed = 1) {
 
 /// W + Δ_b in double.
 template <class L>
-Matrix<double> corrected(const L& layer, Index b) {
-  const Matrix<double> A = layer.adapter.A.template cast<double>(), B = in_double(layer.adapter.B);
+MatrixX<double> corrected(const L& layer, Index b) {
+  const MatrixX<double> A = layer.adapter.A.template cast<double>(), B = in_double(layer.adapter.B);
   return in_double(layer.base.dense()) + law_alpha / static_cast<double>(b) * B.leftCols(b) * A.topRows(b);
 }
 
 TEMPLATE_TEST_CASE("oracle of DoRA: a fresh layer is its base at every rank", "", float, double) {
   using S = TestType;
   const DenseWeight<S> base(noise<S>(37, 29, 1), noise<S>(37, 1, 2));
-  const Matrix<S> x = noise<S>(29, 5, 3);
-  Matrix<S> y(37, 5);
+  const MatrixX<S> x = noise<S>(29, 5, 3);
+  MatrixX<S> y(37, 5);
   base.apply(x, y);
   for (const ScaleRule scale : {alpha_over_rank, alpha_over_sqrt_rank, alpha_over_max_rank}) {
     Rng rng(4);
@@ -125,8 +125,8 @@ TEMPLATE_TEST_CASE("oracle of DoRA: the rows of the merged weight are as long as
   const auto shared = trained_layer<Shared<S>>(11, 9, 5);
   const auto nested = trained_layer<Nested<S>>(11, 9, 5);
   for (Index b = 1; b <= 5; ++b) {
-    const auto lengths = [&](const auto& layer) -> Matrix<double> { return in_double(layer.merged(b).W).rowwise().norm(); };
-    const Matrix<double> m = in_double<S>(shared.magnitude).cwiseAbs(), sum = in_double(nested.magnitude).leftCols(b).rowwise().sum();
+    const auto lengths = [&](const auto& layer) -> MatrixX<double> { return in_double(layer.merged(b).W).rowwise().norm(); };
+    const MatrixX<double> m = in_double<S>(shared.magnitude).cwiseAbs(), sum = in_double(nested.magnitude).leftCols(b).rowwise().sum();
     CHECK(gap(lengths(shared), m) < rounding<S>);
     CHECK(gap(lengths(nested), sum.cwiseAbs()) < rounding<S>);
   }
@@ -136,7 +136,7 @@ TEMPLATE_TEST_CASE("oracle of DoRA: detached and exact gradients differ in A and
                    float, double) {
   using S = TestType;
   auto layer = trained_layer<Shared<S>>(11, 9, 5);
-  const Matrix<S> x = noise<S>(11, 6, 3), dy = noise<S>(9, 6, 4);
+  const MatrixX<S> x = noise<S>(11, 6, 3), dy = noise<S>(9, 6, 4);
   for (const Index b : {1, 3, 5}) {
     layer.norm_gradient = NormGradient::exact;
     const auto exact = run(layer, x, dy, b, {});
@@ -148,17 +148,17 @@ TEMPLATE_TEST_CASE("oracle of DoRA: detached and exact gradients differ in A and
     CHECK_FALSE(same_bits(exact.gradients.adapter.B, detached.gradients.adapter.B));
 
     // The gradient of the matrix W + Δ_b, dense, with and without what goes through the norms.
-    const Matrix<double> V = corrected(layer, b), A = layer.adapter.A.topRows(b).template cast<double>(),
+    const MatrixX<double> V = corrected(layer, b), A = layer.adapter.A.topRows(b).template cast<double>(),
                          B = in_double(layer.adapter.B).leftCols(b);
-    const Vector<double> n = V.rowwise().norm(), u = in_double<S>(layer.magnitude).cwiseQuotient(n);
+    const VectorX<double> n = V.rowwise().norm(), u = in_double<S>(layer.magnitude).cwiseQuotient(n);
     const double s = law_alpha / static_cast<double>(b);
-    Matrix<double> D = u.asDiagonal() * in_double(dy) * in_double(x).transpose();
+    MatrixX<double> D = u.asDiagonal() * in_double(dy) * in_double(x).transpose();
     const auto check = [&](const auto& result) {
       CHECK(gap(result.gradients.adapter.A.topRows(b).template cast<double>(), s * B.transpose() * D) < rounding<S>);
       CHECK(gap(in_double(result.gradients.adapter.B.leftCols(b).eval()), s * D * A.transpose()) < rounding<S>);
     };
     check(detached);
-    const Vector<double> along = D.cwiseProduct(V).rowwise().sum().cwiseQuotient(n.cwiseAbs2());
+    const VectorX<double> along = D.cwiseProduct(V).rowwise().sum().cwiseQuotient(n.cwiseAbs2());
     D -= along.asDiagonal() * V;
     check(exact);
     CHECK(D.cwiseProduct(V).rowwise().sum().cwiseAbs().maxCoeff() < 1e-12);
@@ -168,7 +168,7 @@ TEMPLATE_TEST_CASE("oracle of DoRA: detached and exact gradients differ in A and
 TEMPLATE_TEST_CASE("oracle of DoRA: a correction along a row's own direction changes nothing", "", float, double) {
   using S = TestType;
   DoraLinear<S> layer = MakeLayer<DoraLinear<S>>::make(11, 9, true, 3, 1);
-  const Matrix<S> x = noise<S>(11, 4, 2), y = layer.forward(x, RankSlice::none());
+  const MatrixX<S> x = noise<S>(11, 4, 2), y = layer.forward(x, RankSlice::none());
   const Index i = 4;
   layer.adapter.A.row(0) = layer.base.W.row(i);
   for (const double t : {-0.3, 0.5, 20.0}) {
@@ -203,8 +203,8 @@ class Closed {
   Index cols() const { return weight_.cols(); }
   void apply(ConstMatrixRef<S> x, MatrixRef<S> y) const { weight_.apply(x, y); }
   void add_apply_transposed(ConstMatrixRef<S> dy, MatrixRef<S> dx) const { weight_.add_apply_transposed(dy, dx); }
-  Matrix<S> dense() const { return weight_.dense(); }
-  Vector<S> dense_bias() const { return weight_.dense_bias(); }
+  MatrixX<S> dense() const { return weight_.dense(); }
+  VectorX<S> dense_bias() const { return weight_.dense_bias(); }
 
  private:
   DenseWeight<S> weight_;
@@ -214,13 +214,13 @@ TEMPLATE_TEST_CASE("the norms know no bias, and one far larger than the weights 
   using S = TestType;
   const auto layer = trained_layer<Shared<S>>(11, 9, 5);
   const RowMatrix<S> rows = layer.base.W;
-  const Vector<S> bias = layer.base.bias, large = 1e6 * noise<S>(9, 1, 7);
+  const VectorX<S> bias = layer.base.bias, large = 1e6 * noise<S>(9, 1, 7);
   const DoraLinear<S> owned({layer.base.W, large}, layer.adapter);
   using View = WeightView<S, RowMatrix<S>>;
   const DoraLinear<S, LowRank<S>, View> viewed(View(rows, large), layer.adapter);
   const DoraLinear<S, LowRank<S>, Closed<S>> closed(Closed<S>(layer.base), layer.adapter);
   for (Index b = 1; b <= 5; ++b) {
-    const Vector<S> norms = layer.row_norms(b);
+    const VectorX<S> norms = layer.row_norms(b);
     CHECK(same_bits(owned.row_norms(b), norms));
     CHECK(gap(in_double<S>(viewed.row_norms(b)), in_double<S>(norms)) < rounding<S>);
     CHECK(gap(in_double<S>(closed.row_norms(b)), in_double<S>(norms)) < rounding<S>);
@@ -230,12 +230,12 @@ TEMPLATE_TEST_CASE("the norms know no bias, and one far larger than the weights 
 TEMPLATE_TEST_CASE("oracle of DoRA: what was merged can be taken out again", "", float, double) {
   using S = TestType;
   const auto layer = trained_layer<Shared<S>>(11, 9, 5);
-  const Matrix<S> W = layer.base.W;
+  const MatrixX<S> W = layer.base.W;
   for (Index b = 1; b <= 5; ++b) {
     const DenseWeight<S> merged = layer.merged(b);
     CHECK(same_bits(layer.base.W, W));
     CHECK(same_bits(merged.bias, layer.base.bias));
-    const Matrix<S> back = layer.row_norms(b).cwiseQuotient(layer.magnitude).asDiagonal() * merged.W - layer.adapter.delta(b);
+    const MatrixX<S> back = layer.row_norms(b).cwiseQuotient(layer.magnitude).asDiagonal() * merged.W - layer.adapter.delta(b);
     CHECK(gap(in_double(back), in_double(W)) < 8 * rounding<S>);
   }
 }
@@ -244,13 +244,13 @@ TEMPLATE_TEST_CASE("a row that the correction all but cancels has the norm of wh
   using S = TestType;
   for (const double left : {1e-2, 1e-3}) {
     auto layer = trained_layer<Nested<S>>(64, 9, 4);
-    const Matrix<S> W = layer.base.dense();
+    const MatrixX<S> W = layer.base.dense();
     layer.adapter.A.row(0) = W.row(3) + static_cast<S>(left) * noise<S>(1, 64, 5);
     layer.adapter.B.row(3).setZero();
     layer.adapter.B(3, 0) = static_cast<S>(-1 / law_alpha);
     layer.adapter.B(3, 2) = 1;  // at rank 3 the row is whole again
     for (const Index b : {1, 2, 3, 4}) {
-      const Matrix<double> expected = corrected(layer, b).rowwise().norm();
+      const MatrixX<double> expected = corrected(layer, b).rowwise().norm();
       CHECK((expected(3) < 10 * left) == (b == 1));
       const double error = std::abs(static_cast<double>(layer.row_norms(b)(3)) / expected(3) - 1);
       CHECK(error < static_cast<double>(std::numeric_limits<S>::epsilon()) * 8 / std::min(1.0, expected(3)));
@@ -261,10 +261,10 @@ TEMPLATE_TEST_CASE("a row that the correction all but cancels has the norm of wh
 TEMPLATE_TEST_CASE("a row of norm 0 gives its bias and no gradient that is not a number", "", float, double) {
   using S = TestType;
   for (const NormGradient norm_gradient : {NormGradient::detached, NormGradient::exact}) {
-    Matrix<S> W = noise<S>(4, 6, 1);
+    MatrixX<S> W = noise<S>(4, 6, 1);
     W.row(1).setZero();  // as long as B's row is 0
     W.row(2).setOnes();  // cancelled at rank 1
-    const Vector<S> bias = noise<S>(4, 1, 2);
+    const VectorX<S> bias = noise<S>(4, 1, 2);
     DoraLinear<S> layer({W, bias}, LowRank<S>(noise<S>(2, 6, 3), noise<S>(4, 2, 4), {.alpha = 1}), {.norm_gradient = norm_gradient});
     layer.adapter.A.row(0).setOnes();
     layer.adapter.B.row(1).setZero();
@@ -296,11 +296,11 @@ TEMPLATE_TEST_CASE("weight decay on the magnitude shrinks the rows, and a step t
   using S = TestType;
   using L = DoraLinear<S>;
   L layer = MakeLayer<L>::make(7, 5, true, 3, 1);
-  const Vector<S> before = layer.magnitude;
+  const VectorX<S> before = layer.magnitude;
   AdamW decaying(layer, {.lr = 0.1, .weight_decay = 0.5});
   decaying.step(layer, zeros_like(layer));
   CHECK(gap(in_double<S>(layer.magnitude), 0.95 * in_double<S>(before)) < rounding<S>);
-  const Vector<S> decayed = layer.magnitude;
+  const VectorX<S> decayed = layer.magnitude;
   AdamW sparing(layer, {.lr = 0.1, .weight_decay = 0.5, .groups = without_decay({"lora_magnitude_vector"})});
   sparing.step(layer, zeros_like(layer));
   CHECK(same_bits(layer.magnitude, decayed));
@@ -312,9 +312,9 @@ TEMPLATE_TEST_CASE("without a gradient of the norms a layer's adapter learns wha
   using S = TestType;
   const Detached<S> layer(trained_layer<DoraLinear<S>>(11, 9, 5));
   const Linear<S> linear(layer.base, layer.adapter);
-  const Matrix<S> x = noise<S>(11, 6, 3), dy = noise<S>(9, 6, 4);
+  const MatrixX<S> x = noise<S>(11, 6, 3), dy = noise<S>(9, 6, 4);
   for (const RankSlice rank : law_slices()) {
-    const Vector<S> u = layer.magnitude.cwiseQuotient(layer.row_norms(rank));
+    const VectorX<S> u = layer.magnitude.cwiseQuotient(layer.row_norms(rank));
     const auto scaled = run<Linear<S>>(linear, x, u.asDiagonal() * dy, rank);
     const auto result = run<Detached<S>>(layer, x, dy, rank, {});
     CHECK(same_bits(result.dx, scaled.dx));
@@ -326,8 +326,8 @@ TEMPLATE_TEST_CASE("without a gradient of the norms a layer's adapter learns wha
 TEMPLATE_TEST_CASE("dropped inputs leave the output as it is on average", "", float, double) {
   using S = TestType;
   const auto layer = trained_layer<Shared<S>>(11, 9, 5);
-  const Matrix<S> x = noise<S>(11, 2, 3), y = layer.forward(x, 3);
-  Matrix<double> sum = Matrix<double>::Zero(9, 2);
+  const MatrixX<S> x = noise<S>(11, 2, 3), y = layer.forward(x, 3);
+  MatrixX<double> sum = MatrixX<double>::Zero(9, 2);
   typename Shared<S>::Cache cache;
   cache.rng = Rng(5);
   constexpr int draws = 4000;
@@ -339,7 +339,7 @@ TEMPLATE_TEST_CASE("dropped inputs leave the output as it is on average", "", fl
 TEMPLATE_TEST_CASE("a magnitude that each rank adds to is the sum of what the ranks have added", "", float, double) {
   using S = TestType;
   const auto nested = trained_layer<Nested<S>>(11, 9, 5);
-  const Matrix<S> x = noise<S>(11, 3, 2);
+  const MatrixX<S> x = noise<S>(11, 3, 2);
   for (Index b = 1; b <= 5; ++b) {
     const DoraLinear<S, LowRank<S>, WeightView<S, RowMatrix<S>>> shared(nested.base, nested.adapter, {},
                                                                         nested.magnitude.leftCols(b).rowwise().sum());
@@ -351,7 +351,7 @@ TEMPLATE_TEST_CASE("a magnitude that each rank adds to is the sum of what the ra
 TEMPLATE_TEST_CASE("the bits of a decomposed layer do not depend on the number of threads", "", float, double) {
   using S = TestType;
   const Detached<S> layer(trained_layer<DoraLinear<S>>(130, 301, 13));
-  const Matrix<S> x = noise<S>(130, 500, 3), dy = noise<S>(301, 500, 4);
+  const MatrixX<S> x = noise<S>(130, 500, 3), dy = noise<S>(301, 500, 4);
   std::vector<RankSlice> each(500, 13);
   std::fill(each.begin() + 450, each.end(), RankSlice::none());
   const auto call = [&] { return run<Detached<S>>(layer, x, dy, BatchRanks::per_sample(each)); };
@@ -383,14 +383,14 @@ TEST_CASE("decomposed projections work inside an attention") {
 TEST_CASE("what does not fit a decomposed layer is refused by name") {
   using L = DoraLinear<float>;
   using N = DoraLinear<float, LowRank<float>, DenseWeight<float>, Magnitude::nested>;
-  const Matrix<float> W = noise<float>(5, 7, 1);
+  const MatrixX<float> W = noise<float>(5, 7, 1);
   const auto adapter = make_adapter<LowRank<float>>(7, 5, 3, 1);
   for (const double p : {-0.1, 1.0, nan<double>}) {
     CHECK_THROWS_SAYING(std::invalid_argument, L(W, adapter, {.dropout = p}), "DoraLinear: dropout", "[0, 1)", "got");
   }
   CHECK_THROWS_SAYING(ShapeError, L(W, make_adapter<LowRank<float>>(6, 5, 3, 1)), "in_features", "expected 7", "got 6");
-  CHECK_THROWS_SAYING(ShapeError, L(W, adapter, {}, Vector<float>::Ones(6)), "DoraLinear: rows of magnitude", "expected 5", "got 6");
-  CHECK_THROWS_SAYING(ShapeError, N(W, adapter, {}, Matrix<float>::Ones(5, 2)), "DoraLinear: columns of magnitude", "expected 3", "got 2");
+  CHECK_THROWS_SAYING(ShapeError, L(W, adapter, {}, VectorX<float>::Ones(6)), "DoraLinear: rows of magnitude", "expected 5", "got 6");
+  CHECK_THROWS_SAYING(ShapeError, N(W, adapter, {}, MatrixX<float>::Ones(5, 2)), "DoraLinear: columns of magnitude", "expected 3", "got 2");
   L layer(W, adapter);
   CHECK_THROWS_SAYING(std::invalid_argument, layer.row_norms(4), "DoraLinear::row_norms", "max_rank = 3", "got 4");
   layer.magnitude.setOnes(4);
@@ -404,7 +404,7 @@ TEST_CASE("a decomposed layer takes an adapter that is a pair of factors and no 
   STATIC_REQUIRE(can_be_decomposed<LowRank<double>>);
   STATIC_REQUIRE_FALSE(can_be_decomposed<MultiLora<double>>);
   STATIC_REQUIRE_FALSE(can_be_decomposed<Nola<double>>);
-  STATIC_REQUIRE_FALSE(can_be_decomposed<Initialized<double>>);
+  STATIC_REQUIRE_FALSE(can_be_decomposed<OffsetLowRank<double>>);
   STATIC_REQUIRE_FALSE(can_be_decomposed<Proportional<LowRank<double>>>);
   STATIC_REQUIRE_FALSE(can_be_decomposed<Dropout<LowRank<double>>>);
 }
@@ -413,8 +413,8 @@ TEST_CASE("after a call that has thrown there is nothing to go back through") {
   for (const NormGradient norm_gradient : {NormGradient::detached, NormGradient::exact}) {
     auto layer = trained_layer<Shared<double>>(7, 6, 5);
     layer.norm_gradient = norm_gradient;
-    const Matrix<double> x = noise<double>(7, 4, 1), dy = noise<double>(6, 4, 2);
-    Matrix<double> y(6, 4), dx(7, 4);
+    const MatrixX<double> x = noise<double>(7, 4, 1), dy = noise<double>(6, 4, 2);
+    MatrixX<double> y(6, 4), dx(7, 4);
     Shared<double>::Cache cache;
     layer.apply(x, 1, cache, y);
     const auto magnitude = layer.magnitude;
@@ -431,13 +431,13 @@ TEST_CASE("after a call that has thrown there is nothing to go back through") {
 
 TEST_CASE("a projection adds to dx what it would set it to") {
   auto layer = trained_layer<Shared<double>>(7, 6, 5);
-  const Matrix<double> x = noise<double>(7, 4, 1), dy = noise<double>(6, 4, 2), before = noise<double>(7, 4, 3);
+  const MatrixX<double> x = noise<double>(7, 4, 1), dy = noise<double>(6, 4, 2), before = noise<double>(7, 4, 3);
   for (const bool dropping : {false, true}) {
     for (const NormGradient norm_gradient : {NormGradient::detached, NormGradient::exact}) {
       layer.norm_gradient = norm_gradient;
       Shared<double>::Cache cache;
       if (dropping) cache.rng = Rng(77);
-      Matrix<double> y(6, 4), set = all_nan<double>(7, 4), added = before;
+      MatrixX<double> y(6, 4), set = all_nan<double>(7, 4), added = before;
       layer.apply(x, BatchRanks::per_sample({3, 3, RankSlice::none(), {5, 4}}), cache, y);
       auto gradients = zeros_like(layer), again = zeros_like(layer);
       Shared<double>::Workspace workspace;

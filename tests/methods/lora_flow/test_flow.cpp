@@ -42,9 +42,9 @@ Flow<S> trained_flow(std::size_t count) {
 }
 
 template <class S>
-Matrix<S> output(const LowRank<S>& adapter, const Matrix<S>& x, RankSlice rank) {
+MatrixX<S> output(const LowRank<S>& adapter, const MatrixX<S>& x, RankSlice rank) {
   typename LowRank<S>::Cache cache;
-  Matrix<S> y = Matrix<S>::Zero(out, x.cols());
+  MatrixX<S> y = MatrixX<S>::Zero(out, x.cols());
   adapter.add_forward(x, rank, cache, y);
   return y;
 }
@@ -53,11 +53,11 @@ Matrix<S> output(const LowRank<S>& adapter, const Matrix<S>& x, RankSlice rank) 
 
 TEMPLATE_TEST_CASE("oracle of LoRA-Flow: with weight and bias zero the output is the plain average of the adapters", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
+  const MatrixX<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
   for (const std::size_t count : {1u, 2u, 3u}) {
     const std::vector<LowRank<S>> adapters = trained_adapters<S>(count);
     for (Index b = 1; b <= 4; ++b) {
-      Matrix<S> average = Matrix<S>::Zero(out, samples);
+      MatrixX<S> average = MatrixX<S>::Zero(out, samples);
       for (const LowRank<S>& adapter : adapters) average += output(adapter, x, b) / static_cast<S>(count);
       CHECK(gap(in_double(run(Flow<S>(adapters), x, dy, b).y), in_double(average)) < rounding<S>);
     }
@@ -67,10 +67,10 @@ TEMPLATE_TEST_CASE("oracle of LoRA-Flow: with weight and bias zero the output is
 TEMPLATE_TEST_CASE("oracle of LoRA-Flow: one adapter alone is itself times one plus the bias", "", float, double) {
   using S = TestType;
   const Flow<S> flow = trained_flow<S>(1);
-  const Matrix<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
+  const MatrixX<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
   for (Index b = 1; b <= 4; ++b) {
     const auto result = run(flow, x, dy, b);
-    const Matrix<S> expected = (1 + flow.gate.bias[0]) * output(trained_adapters<S>(1)[0], x, b);
+    const MatrixX<S> expected = (1 + flow.gate.bias[0]) * output(trained_adapters<S>(1)[0], x, b);
     CHECK(gap(in_double(result.y), in_double(expected)) < rounding<S>);
     CHECK(result.gradients.gate.weight.isZero(0));
   }
@@ -78,7 +78,7 @@ TEMPLATE_TEST_CASE("oracle of LoRA-Flow: one adapter alone is itself times one p
 
 TEMPLATE_TEST_CASE("oracle of LoRA-Flow: a gate that starts at one adapter is exactly that adapter", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
+  const MatrixX<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
   for (const std::size_t count : {2u, 4u}) {  // of which 1/k is exact, so that the weights are 0 and 1 exactly
     for (std::size_t chosen = 0; chosen < count; ++chosen) {
       std::vector<LowRank<S>> adapters = trained_adapters<S>(count);
@@ -97,7 +97,7 @@ TEMPLATE_TEST_CASE("oracle of LoRA-Flow: a gate that starts at one adapter is ex
 
 TEMPLATE_TEST_CASE("oracle of LoRA-Flow: a vector added to every row of the weight leaves output and gradients alone", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
+  const MatrixX<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
   const Flow<S> flow = trained_flow<S>(3);
   Flow<S> shifted = flow;
   shifted.gate.weight.rowwise() += noise<S>(1, in, 8).row(0);
@@ -112,7 +112,7 @@ TEMPLATE_TEST_CASE("while the gate is constant the flow is a matrix and not afte
   using S = TestType;
   STATIC_REQUIRE_FALSE(MergeableAdapter<Flow<S>>);
   Flow<S> flow(trained_adapters<S>(3), {.start = {0.5, -1, 2}});
-  const Matrix<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
+  const MatrixX<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
   for (Index b = 1; b <= 4; ++b)
     CHECK(gap(in_double(flow.constant_delta(b)).lazyProduct(in_double(x)), in_double(run(flow, x, dy, b).y)) < rounding<S>);
   CHECK(flow.constant_delta(RankSlice::none()).isZero(0));
@@ -129,7 +129,7 @@ TEST_CASE("a flow trains its gate and no component of its adapters") {
 
 TEST_CASE("a copy of a flow's cache and workspace stands by itself") {
   const Flow<double> flow = trained_flow<double>(3);
-  const Matrix<double> x = noise<double>(in, samples, 1), dy = noise<double>(out, samples, 2);
+  const MatrixX<double> x = noise<double>(in, samples, 1), dy = noise<double>(out, samples, 2);
   const auto clean = run(flow, x, dy, 3);
   Flow<double>::Cache copy;
   Flow<double>::Workspace workspace;
@@ -137,7 +137,7 @@ TEST_CASE("a copy of a flow's cache and workspace stands by itself") {
   {
     Flow<double>::Cache cache;
     Flow<double>::Workspace other;
-    Matrix<double> y = Matrix<double>::Zero(out, samples), dx = Matrix<double>::Zero(in, samples);
+    MatrixX<double> y = MatrixX<double>::Zero(out, samples), dx = MatrixX<double>::Zero(in, samples);
     flow.add_forward(x, 3, cache, y);
     flow.add_backward(x, dy, cache, gradients, other, dx);
     copy = cache;
@@ -145,7 +145,7 @@ TEST_CASE("a copy of a flow's cache and workspace stands by itself") {
     flow.add_forward(all_nan<double>(in, samples), 3, cache, y);
   }
   set_zero(flow, gradients);
-  Matrix<double> dx = Matrix<double>::Zero(in, samples);
+  MatrixX<double> dx = MatrixX<double>::Zero(in, samples);
   flow.add_backward(x, dy, copy, gradients, workspace, dx);
   CHECK(same_bits(dx, clean.dx));
   CHECK(same_bits(values<Flow<double>>(gradients), values<Flow<double>>(clean.gradients)));

@@ -22,7 +22,7 @@ FlowGate<S> trained_gate(Index adapters) {
 }
 
 template <class S>
-Matrix<S> weights(const FlowGate<S>& gate, const Matrix<S>& h, const BatchRanks& ranks = 1) {
+MatrixX<S> weights(const FlowGate<S>& gate, const MatrixX<S>& h, const BatchRanks& ranks = 1) {
   typename FlowGate<S>::Cache cache;
   gate.forward(h, ranks, cache);
   return cache.weights.view();
@@ -31,14 +31,14 @@ Matrix<S> weights(const FlowGate<S>& gate, const Matrix<S>& h, const BatchRanks&
 /// What a backward adds to zero.
 template <class S>
 struct GateResult {
-  Matrix<S> dh;
+  MatrixX<S> dh;
   typename FlowGate<S>::Gradients gradients;
 };
 
 template <class S>
-GateResult<S> backward(const FlowGate<S>& gate, const Matrix<S>& h, const Matrix<S>& d_weights, const BatchRanks& ranks = 1) {
+GateResult<S> backward(const FlowGate<S>& gate, const MatrixX<S>& h, const MatrixX<S>& d_weights, const BatchRanks& ranks = 1) {
   typename FlowGate<S>::Cache cache;
-  GateResult<S> result{Matrix<S>::Zero(h.rows(), h.cols()), zeros_like(gate)};
+  GateResult<S> result{MatrixX<S>::Zero(h.rows(), h.cols()), zeros_like(gate)};
   gate.forward(h, ranks, cache);
   gate.add_backward(h, d_weights, cache, result.gradients, result.dh);
   return result;
@@ -52,15 +52,15 @@ TEMPLATE_TEST_CASE("oracle of LoRA-Flow: a gate of zeros is the plain average of
     const FlowGate<S> gate(in, {.adapters = k});
     CHECK(gate.weight.isZero(0));
     CHECK(gate.bias.isZero(0));
-    CHECK(same_bits(weights(gate, noise<S>(in, samples, 3)), Matrix<S>(Matrix<S>::Constant(k, samples, S(1) / static_cast<S>(k)))));
+    CHECK(same_bits(weights(gate, noise<S>(in, samples, 3)), MatrixX<S>(MatrixX<S>::Constant(k, samples, S(1) / static_cast<S>(k)))));
   }
 }
 
 TEMPLATE_TEST_CASE("oracle of LoRA-Flow: the weight of a single adapter is one plus its bias for every token", "", float, double) {
   using S = TestType;
   const FlowGate<S> gate = trained_gate<S>(1);
-  const Matrix<S> h = noise<S>(in, samples, 3);
-  CHECK(same_bits(weights(gate, h), Matrix<S>(Matrix<S>::Constant(1, samples, S(1) + gate.bias[0]))));
+  const MatrixX<S> h = noise<S>(in, samples, 3);
+  CHECK(same_bits(weights(gate, h), MatrixX<S>(MatrixX<S>::Constant(1, samples, S(1) + gate.bias[0]))));
   const auto result = backward(gate, h, noise<S>(1, samples, 4));
   CHECK(result.gradients.weight.isZero(0));
   CHECK(result.dh.isZero(0));
@@ -72,7 +72,7 @@ TEMPLATE_TEST_CASE("oracle of LoRA-Flow: the same vector added to every row of t
   const FlowGate<S> gate = trained_gate<S>(3);
   FlowGate<S> shifted = gate;
   shifted.weight.rowwise() += noise<S>(1, in, 8).row(0);
-  const Matrix<S> h = noise<S>(in, samples, 3), d_weights = noise<S>(3, samples, 4);
+  const MatrixX<S> h = noise<S>(in, samples, 3), d_weights = noise<S>(3, samples, 4);
   CHECK(gap(in_double(weights(shifted, h)), in_double(weights(gate, h))) < rounding<S>);
   const auto one = backward(gate, h, d_weights), other = backward(shifted, h, d_weights);
   CHECK(gap(values<FlowGate<S>>(other.gradients).template cast<double>(), values<FlowGate<S>>(one.gradients).template cast<double>()) <
@@ -83,8 +83,8 @@ TEMPLATE_TEST_CASE("oracle of LoRA-Flow: the same vector added to every row of t
 TEMPLATE_TEST_CASE("the weights of a gate are the softmax of each token and the bias", "", float, double) {
   using S = TestType;
   const FlowGate<S> gate = trained_gate<S>(3);
-  const Matrix<S> h = noise<S>(in, samples, 3);
-  Matrix<double> expected(3, samples);
+  const MatrixX<S> h = noise<S>(in, samples, 3);
+  MatrixX<double> expected(3, samples);
   for (Index n = 0; n < samples; ++n) {
     double sum = 0;
     for (Index i = 0; i < 3; ++i) {
@@ -99,8 +99,8 @@ TEMPLATE_TEST_CASE("the weights of a gate are the softmax of each token and the 
 
 TEST_CASE("the gradients of a gate are those of differences") {
   FlowGate<double> gate = trained_gate<double>(4);
-  Matrix<double> h = noise<double>(in, samples, 3);
-  const Matrix<double> d_weights = noise<double>(4, samples, 4);
+  MatrixX<double> h = noise<double>(in, samples, 3);
+  const MatrixX<double> d_weights = noise<double>(4, samples, 4);
   const auto result = backward(gate, h, d_weights);
   const auto difference = [&](double& entry) {
     const double kept = entry, step = 1e-5;
@@ -111,52 +111,52 @@ TEST_CASE("the gradients of a gate are those of differences") {
     entry = kept;
     return (above - below) / (2 * step);
   };
-  Matrix<double> d_weight(4, in), d_bias(4, 1), dh(in, samples);
+  MatrixX<double> d_weight(4, in), d_bias(4, 1), dh(in, samples);
   for (Index i = 0; i < 4; ++i) {
     for (Index j = 0; j < in; ++j) d_weight(i, j) = difference(gate.weight(i, j));
     d_bias(i) = difference(gate.bias[i]);
   }
   for (Index i = 0; i < h.size(); ++i) dh.data()[i] = difference(h.data()[i]);
-  CHECK(gap(Matrix<double>(result.gradients.weight), d_weight) < 1e-8);
-  CHECK(gap(Matrix<double>(result.gradients.bias), d_bias) < 1e-8);
+  CHECK(gap(MatrixX<double>(result.gradients.weight), d_weight) < 1e-8);
+  CHECK(gap(MatrixX<double>(result.gradients.bias), d_bias) < 1e-8);
   CHECK(gap(result.dh, dh) < 1e-8);
 }
 
 TEMPLATE_TEST_CASE("a gate adds to its gradients and to those of its input", "", float, double) {
   using S = TestType;
   const FlowGate<S> gate = trained_gate<S>(3);
-  const Matrix<S> h = noise<S>(in, samples, 3), d_weights = noise<S>(3, samples, 4), before = noise<S>(in, samples, 5);
+  const MatrixX<S> h = noise<S>(in, samples, 3), d_weights = noise<S>(3, samples, 4), before = noise<S>(in, samples, 5);
   const auto clean = backward(gate, h, d_weights);
   typename FlowGate<S>::Cache cache;
   gate.forward(h, 1, cache);
   auto gradients = zeros_like(gate), noisy = zeros_like(gate);
   randomize<FlowGate<S>>(noisy, 6);
   randomize<FlowGate<S>>(gradients, 6);
-  Matrix<S> dh = before;
+  MatrixX<S> dh = before;
   gate.add_backward(h, d_weights, cache, gradients, dh);
   CHECK(gap(in_double(dh), in_double<S>(before + clean.dh)) < rounding<S>);
-  const Vector<S> sum = values<FlowGate<S>>(noisy) + values<FlowGate<S>>(clean.gradients);
+  const VectorX<S> sum = values<FlowGate<S>>(noisy) + values<FlowGate<S>>(clean.gradients);
   CHECK(gap(values<FlowGate<S>>(gradients).template cast<double>(), sum.template cast<double>()) < rounding<S>);
 }
 
 TEMPLATE_TEST_CASE("a gate's batch of several ranks equals its parts run apart bit for bit and skips what has none", "", float, double) {
   using S = TestType;
   const FlowGate<S> gate = trained_gate<S>(3);
-  Matrix<S> h = noise<S>(in, 7, 3), d_weights = noise<S>(3, 7, 4);
+  MatrixX<S> h = noise<S>(in, 7, 3), d_weights = noise<S>(3, 7, 4);
   h.col(3).setConstant(nan<S>);
   d_weights.col(3).setConstant(nan<S>);
   const auto mixed = BatchRanks::per_sample({2, 2, 1, RankSlice::none(), 4, 4, 4});
-  const Matrix<S> whole = weights(gate, h, mixed);
+  const MatrixX<S> whole = weights(gate, h, mixed);
   const auto result = backward(gate, h, d_weights, mixed);
   auto gradients = zeros_like(gate);
   for (const auto& [begin, n] : {std::pair<Index, Index>{0, 2}, {2, 1}, {4, 3}}) {
-    const Matrix<S> part = h.middleCols(begin, n);
+    const MatrixX<S> part = h.middleCols(begin, n);
     typename FlowGate<S>::Cache cache;
     gate.forward(part, 1, cache);
-    Matrix<S> dh = Matrix<S>::Zero(in, n);
+    MatrixX<S> dh = MatrixX<S>::Zero(in, n);
     gate.add_backward(part, d_weights.middleCols(begin, n), cache, gradients, dh);
-    CHECK(same_bits(Matrix<S>(whole.middleCols(begin, n)), Matrix<S>(cache.weights.view())));
-    CHECK(same_bits(Matrix<S>(result.dh.middleCols(begin, n)), dh));
+    CHECK(same_bits(MatrixX<S>(whole.middleCols(begin, n)), MatrixX<S>(cache.weights.view())));
+    CHECK(same_bits(MatrixX<S>(result.dh.middleCols(begin, n)), dh));
   }
   CHECK(whole.col(3).isZero(0));
   CHECK(result.dh.col(3).isZero(0));
@@ -165,11 +165,11 @@ TEMPLATE_TEST_CASE("a gate's batch of several ranks equals its parts run apart b
 
 TEMPLATE_TEST_CASE("a fresh gate has the weights that it was told to start with", "", float, double) {
   using S = TestType;
-  const Matrix<S> h = noise<S>(in, samples, 3);
+  const MatrixX<S> h = noise<S>(in, samples, 3);
   const FlowGate<S> chosen(in, {.adapters = 3, .start = {0.25, -1, 2}});
   for (Index n = 0; n < samples; ++n)
-    CHECK(gap(in_double<S>(weights(chosen, h).col(n)), (Matrix<double>(3, 1) << 0.25, -1, 2).finished()) < rounding<S>);
-  CHECK(gap(in_double<S>(chosen.constant_weights()), (Matrix<double>(3, 1) << 0.25, -1, 2).finished()) < rounding<S>);
+    CHECK(gap(in_double<S>(weights(chosen, h).col(n)), (MatrixX<double>(3, 1) << 0.25, -1, 2).finished()) < rounding<S>);
+  CHECK(gap(in_double<S>(chosen.constant_weights()), (MatrixX<double>(3, 1) << 0.25, -1, 2).finished()) < rounding<S>);
   const FlowGate<S> published(in, {.adapters = 2, .start = only_adapter(1, 2)});
   CHECK(published.bias[0] == S(-0.5));
   CHECK(published.bias[1] == S(0.5));
@@ -180,7 +180,7 @@ TEST_CASE("logits as large as numbers get still make weights") {
   FlowGate<float> gate = trained_gate<float>(2);
   gate.weight.row(0).setConstant(1e30f);
   gate.weight.row(1).setConstant(-1e30f);
-  const Matrix<float> h = Matrix<float>::Ones(in, 1);
+  const MatrixX<float> h = MatrixX<float>::Ones(in, 1);
   CHECK(weights(gate, h)(0, 0) == 1 + gate.bias[0]);
   CHECK(weights(gate, h)(1, 0) == gate.bias[1]);
 }
@@ -211,10 +211,10 @@ TEST_CASE("a gate refuses what does not fit and says what was expected and what 
   CHECK_THROWS_SAYING(std::invalid_argument, only_adapter(-1, 2), "only_adapter: adapter", "[0, 1]", "got -1");
 
   const FlowGate<float> gate = trained_gate<float>(3);
-  const Matrix<float> h = noise<float>(in, samples, 3), d_weights = noise<float>(3, samples, 4);
+  const MatrixX<float> h = noise<float>(in, samples, 3), d_weights = noise<float>(3, samples, 4);
   FlowGate<float>::Cache cache;
   auto gradients = zeros_like(gate);
-  Matrix<float> dh = Matrix<float>::Zero(in, samples), tall = Matrix<float>::Zero(in + 1, samples), wide = Matrix<float>::Zero(in, 6);
+  MatrixX<float> dh = MatrixX<float>::Zero(in, samples), tall = MatrixX<float>::Zero(in + 1, samples), wide = MatrixX<float>::Zero(in, 6);
   CHECK_THROWS_SAYING(ShapeError, gate.add_backward(h, d_weights, cache, gradients, dh), "FlowGate::add_backward", "cache", "forward",
                       "expected 0", "got 5");
   CHECK_THROWS_SAYING(ShapeError, gate.forward(tall, 1, cache), "FlowGate::forward: rows of h", "expected 6", "got 7");

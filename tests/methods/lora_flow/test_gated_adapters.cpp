@@ -37,7 +37,7 @@ std::vector<LowRank<S>> trained_adapters(const std::vector<Index>& ranks) {
 }
 
 template <class S>
-Buffer<S> buffer_of(const Matrix<S>& values) {
+Buffer<S> buffer_of(const MatrixX<S>& values) {
   Buffer<S> buffer;
   buffer.assign(values);
   return buffer;
@@ -46,20 +46,20 @@ Buffer<S> buffer_of(const Matrix<S>& values) {
 /// What a forward and a backward add to zero.
 template <class S>
 struct GatedResult {
-  Matrix<S> y, dx, d_weights;
+  MatrixX<S> y, dx, d_weights;
 };
 
 template <class S>
-GatedResult<S> run_gated(const GatedAdapters<S>& adapters, const Matrix<S>& x, const Matrix<S>& dy, const Matrix<S>& weights,
+GatedResult<S> run_gated(const GatedAdapters<S>& adapters, const MatrixX<S>& x, const MatrixX<S>& dy, const MatrixX<S>& weights,
                          const BatchRanks& ranks) {
   typename GatedAdapters<S>::Cache cache;
   typename GatedAdapters<S>::Workspace workspace;
   auto gradients = zeros_like(adapters);
   const Buffer<S> used = buffer_of(weights);
-  Buffer<S> d_weights = buffer_of<S>(Matrix<S>::Zero(weights.rows(), weights.cols()));
+  Buffer<S> d_weights = buffer_of<S>(MatrixX<S>::Zero(weights.rows(), weights.cols()));
   cache.weights = &used;
   workspace.d_weights = &d_weights;
-  GatedResult<S> result{Matrix<S>::Zero(out, x.cols()), Matrix<S>::Zero(in, x.cols()), {}};
+  GatedResult<S> result{MatrixX<S>::Zero(out, x.cols()), MatrixX<S>::Zero(in, x.cols()), {}};
   adapters.add_forward(x, ranks, cache, result.y);
   adapters.add_backward(x, dy, cache, gradients, workspace, result.dx);
   result.d_weights = d_weights.view();
@@ -74,21 +74,21 @@ TEMPLATE_TEST_CASE("gated adapters are the sum of the adapters each times its we
   using S = TestType;
   STATIC_REQUIRE(FactoredAdapter<GatedAdapters<S>>);
   STATIC_REQUIRE_FALSE(MergeableAdapter<GatedAdapters<S>>);
-  const Matrix<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
+  const MatrixX<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
   for (const std::vector<Index>& ranks : rank_choices) {
     const std::vector<LowRank<S>> adapters = trained_adapters<S>(ranks);
     const GatedAdapters<S> gated(adapters);
     const auto k = static_cast<Index>(ranks.size());
     CHECK(gated.max_rank() == *std::max_element(ranks.begin(), ranks.end()));
     CHECK(gated.count() == k);
-    const Matrix<S> weights = noise<S>(k, samples, 3);
+    const MatrixX<S> weights = noise<S>(k, samples, 3);
     for (Index b = 1; b <= gated.max_rank(); ++b) {
-      Matrix<double> y = Matrix<double>::Zero(out, samples), dx = Matrix<double>::Zero(in, samples), d_weights(k, samples);
+      MatrixX<double> y = MatrixX<double>::Zero(out, samples), dx = MatrixX<double>::Zero(in, samples), d_weights(k, samples);
       for (Index i = 0; i < k; ++i) {
         const LowRank<S>& adapter = adapters[static_cast<std::size_t>(i)];
-        const Matrix<double> delta = in_double(adapter.delta(RankSlice(b).at_most(adapter.max_rank())));
+        const MatrixX<double> delta = in_double(adapter.delta(RankSlice(b).at_most(adapter.max_rank())));
         for (Index n = 0; n < samples; ++n) {
-          const Vector<double> x_n = x.col(n).template cast<double>(), dy_n = dy.col(n).template cast<double>();
+          const VectorX<double> x_n = x.col(n).template cast<double>(), dy_n = dy.col(n).template cast<double>();
           y.col(n) += double(weights(i, n)) * delta.lazyProduct(x_n);
           dx.col(n) += double(weights(i, n)) * delta.transpose().lazyProduct(dy_n);
           d_weights(i, n) = dy_n.dot(delta.lazyProduct(x_n).eval());
@@ -104,17 +104,17 @@ TEMPLATE_TEST_CASE("gated adapters are the sum of the adapters each times its we
 
 TEMPLATE_TEST_CASE("a batch of gated adapters at several ranks equals its parts run apart bit for bit", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
+  const MatrixX<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
   for (const std::vector<Index>& ranks : {std::vector<Index>{4, 4, 4}, {5, 2, 3}}) {
     const GatedAdapters<S> gated(trained_adapters<S>(ranks));
-    Matrix<S> weights = noise<S>(3, samples, 3);
+    MatrixX<S> weights = noise<S>(3, samples, 3);
     weights.col(3).setConstant(nan<S>);
     const auto mixed = run_gated(gated, x, dy, weights, BatchRanks::per_sample({4, 4, 1, RankSlice::none(), {3, 2}, {3, 2}}));
     CHECK(mixed.y.col(3).isZero(0));
     CHECK(mixed.dx.col(3).isZero(0));
     CHECK(mixed.d_weights.col(3).isZero(0));
     for (const auto& [begin, n, b] : {std::tuple<Index, Index, Index>{0, 2, 4}, {2, 1, 1}, {4, 2, 3}}) {
-      const auto part = [&, begin = begin, n = n](const Matrix<S>& m) { return Matrix<S>(m.middleCols(begin, n)); };
+      const auto part = [&, begin = begin, n = n](const MatrixX<S>& m) { return MatrixX<S>(m.middleCols(begin, n)); };
       const auto apart = run_gated(gated, part(x), part(dy), part(weights), b);
       CHECK(same_bits(part(mixed.y), apart.y));
       CHECK(same_bits(part(mixed.dx), apart.dx));
@@ -126,7 +126,7 @@ TEMPLATE_TEST_CASE("a batch of gated adapters at several ranks equals its parts 
 TEMPLATE_TEST_CASE("components past the rank of gated adapters are not read", "", float, double) {
   using S = TestType;
   const std::vector<LowRank<S>> adapters = trained_adapters<S>({5, 2, 3});
-  const Matrix<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2), weights = noise<S>(3, samples, 3);
+  const MatrixX<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2), weights = noise<S>(3, samples, 3);
   for (Index b = 1; b <= 5; ++b) {
     std::vector<LowRank<S>> poisoned = adapters, cut = adapters;
     for (std::size_t i = 0; i < adapters.size(); ++i) {
@@ -150,22 +150,22 @@ TEMPLATE_TEST_CASE("components past the rank of gated adapters are not read", ""
 TEMPLATE_TEST_CASE("under weights that are the same for every token gated adapters are a matrix", "", float, double) {
   using S = TestType;
   const GatedAdapters<S> gated(trained_adapters<S>({5, 2, 3}));
-  const Vector<S> weights = noise<S>(3, 1, 3);
-  const Matrix<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
+  const VectorX<S> weights = noise<S>(3, 1, 3);
+  const MatrixX<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2);
   for (Index b = 1; b <= 5; ++b) {
-    const auto result = run_gated(gated, x, dy, Matrix<S>(weights.replicate(1, samples)), b);
+    const auto result = run_gated(gated, x, dy, MatrixX<S>(weights.replicate(1, samples)), b);
     CHECK(gap(in_double(gated.delta_at(weights, b)).lazyProduct(in_double(x)), in_double(result.y)) < rounding<S>);
   }
   CHECK(gated.delta_at(weights, RankSlice::none()).isZero(0));
   CHECK_THROWS_SAYING(std::invalid_argument, gated.delta_at(weights, 6), "GatedAdapters::delta_at", "max_rank = 5", "got 6");
-  CHECK_THROWS_SAYING(ShapeError, gated.delta_at(Vector<S>::Ones(2), 1), "GatedAdapters::delta_at: weights", "expected 3", "got 2");
+  CHECK_THROWS_SAYING(ShapeError, gated.delta_at(VectorX<S>::Ones(2), 1), "GatedAdapters::delta_at: weights", "expected 3", "got 2");
 }
 
 TEMPLATE_TEST_CASE("gated adapters add to y and dx and to what the projections before them left in d_weights", "", float, double) {
   using S = TestType;
   const GatedAdapters<S> gated(trained_adapters<S>({4, 4, 4}));
-  const Matrix<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2), weights = noise<S>(3, samples, 3);
-  const Matrix<S> y_before = noise<S>(out, samples, 4), dx_before = noise<S>(in, samples, 5), d_before = noise<S>(3, samples, 6);
+  const MatrixX<S> x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2), weights = noise<S>(3, samples, 3);
+  const MatrixX<S> y_before = noise<S>(out, samples, 4), dx_before = noise<S>(in, samples, 5), d_before = noise<S>(3, samples, 6);
   const auto clean = run_gated(gated, x, dy, weights, 3);
   Buffer<S> used = buffer_of(weights), d_weights = buffer_of(d_before);
   typename GatedAdapters<S>::Cache cache;
@@ -173,7 +173,7 @@ TEMPLATE_TEST_CASE("gated adapters add to y and dx and to what the projections b
   auto gradients = zeros_like(gated);
   typename GatedAdapters<S>::Workspace workspace;
   workspace.d_weights = &d_weights;
-  Matrix<S> y = y_before, dx = dx_before;
+  MatrixX<S> y = y_before, dx = dx_before;
   gated.add_forward(x, 3, cache, y);
   used.view().setConstant(nan<S>);  // the buffer is the caller's again
   gated.add_backward(x, dy, cache, gradients, workspace, dx);
@@ -187,31 +187,31 @@ TEMPLATE_TEST_CASE("a linear layer runs gated adapters along with its base and h
   using Layer = Linear<S, GatedAdapters<S>>;
   STATIC_REQUIRE(Projection<Layer>);
   const std::vector<LowRank<S>> adapters = trained_adapters<S>({5, 2, 3});
-  const Matrix<S> W = noise<S>(out, in, 7), x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2), weights = noise<S>(3, samples, 3);
+  const MatrixX<S> W = noise<S>(out, in, 7), x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2), weights = noise<S>(3, samples, 3);
   const Layer layer(W, GatedAdapters<S>(adapters));
   CHECK(parameter_count(layer) == 0);
   const Buffer<S> used = buffer_of(weights);
   for (const BatchRanks& ranks : {BatchRanks(3), BatchRanks::per_sample({5, 5, RankSlice::none(), 1, 1, 2})}) {
-    Buffer<S> d_weights = buffer_of<S>(Matrix<S>::Zero(3, samples));
+    Buffer<S> d_weights = buffer_of<S>(MatrixX<S>::Zero(3, samples));
     typename Layer::Cache cache;
     cache.adapter.weights = &used;
     auto gradients = zeros_like(layer);
     typename Layer::Workspace workspace;
     workspace.adapter.d_weights = &d_weights;
-    Matrix<S> y(out, samples), dx(in, samples);
+    MatrixX<S> y(out, samples), dx(in, samples);
     layer.apply(x, ranks, cache, y);
     layer.set_backward(x, dy, cache, gradients, workspace, dx);
     const auto apart = run_gated(GatedAdapters<S>(adapters), x, dy, weights, ranks);
     CHECK(gap(in_double(y), in_double<S>(W * x + apart.y)) < rounding<S>);
     CHECK(gap(in_double(dx), in_double<S>(W.transpose() * dy + apart.dx)) < rounding<S>);
-    CHECK(same_bits(Matrix<S>(d_weights.view()), apart.d_weights));
+    CHECK(same_bits(MatrixX<S>(d_weights.view()), apart.d_weights));
   }
   // A forward without a cache would have no weights to give, so there is none. At no rank nobody asks for weights.
   STATIC_REQUIRE_FALSE(dylora::Layer<Layer>);
   STATIC_REQUIRE_FALSE(SelfContained<Layer>);
   STATIC_REQUIRE_FALSE(dylora::Layer<Attention<S, Layer>>);
   typename Layer::Cache cache;
-  Matrix<S> y(out, samples);
+  MatrixX<S> y(out, samples);
   CHECK_THROWS_SAYING(std::invalid_argument, layer.apply(x, 1, cache, y), "GatedAdapters::add_forward: weights", "got none");
   layer.apply(x, RankSlice::none(), cache, y);
   CHECK(same_bits(y, FrozenLinear<S>(DenseWeight<S>(W)).forward(x, RankSlice::none())));
@@ -220,7 +220,7 @@ TEMPLATE_TEST_CASE("a linear layer runs gated adapters along with its base and h
 TEST_CASE("oracle of LoRA-Flow: training leaves the base and the adapters as they were and has no gradient for them") {
   using Layer = Linear<double, GatedAdapters<double>>;
   const std::vector<LowRank<double>> adapters = trained_adapters<double>({4, 4, 4});
-  const Matrix<double> W = noise<double>(out, in, 7), x = noise<double>(in, samples, 1), dy = noise<double>(out, samples, 2);
+  const MatrixX<double> W = noise<double>(out, in, 7), x = noise<double>(in, samples, 1), dy = noise<double>(out, samples, 2);
   Layer layer(W, GatedAdapters<double>(adapters));
   FlowGate<double> gate(in, {.adapters = 3});
   const FlowGate<double> fresh = gate;
@@ -232,9 +232,9 @@ TEST_CASE("oracle of LoRA-Flow: training leaves the base and the adapters as the
   Buffer<double> d_weights;
   AdamW optimizer(gate, {.lr = 1e-2});
   AdamW idle(layer, {.lr = 1e-2});
-  const Matrix<double> before = layer.adapter.delta_at(Vector<double>::Ones(3), 4);
+  const MatrixX<double> before = layer.adapter.delta_at(VectorX<double>::Ones(3), 4);
   for (int step = 0; step < 3; ++step) {
-    Matrix<double> y(out, samples), dx(in, samples);
+    MatrixX<double> y(out, samples), dx(in, samples);
     set_zero(gate, gate_gradients);
     gate.forward(x, 4, gate_cache);
     cache.adapter.weights = &gate_cache.weights;
@@ -248,7 +248,7 @@ TEST_CASE("oracle of LoRA-Flow: training leaves the base and the adapters as the
   }
   CHECK(values<Layer>(gradients).size() == 0);
   CHECK(same_bits(layer.base.W, W));
-  CHECK(same_bits(layer.adapter.delta_at(Vector<double>::Ones(3), 4), before));
+  CHECK(same_bits(layer.adapter.delta_at(VectorX<double>::Ones(3), 4), before));
   CHECK((gate.weight.array() != fresh.weight.array()).all());
   CHECK((gate.bias.array() != fresh.bias.array()).all());
 }
@@ -263,15 +263,15 @@ TEST_CASE("gated adapters refuse what does not fit and say what was expected and
   CHECK_THROWS_SAYING(ShapeError, Adapters(other), "GatedAdapters: out_features of an adapter", "expected 7", "got 6");
 
   const Adapters gated(trained_adapters<float>({5, 2, 3}));
-  const Matrix<float> x = noise<float>(in, samples, 1), dy = noise<float>(out, samples, 2);
-  Matrix<float> y = Matrix<float>::Zero(out, samples), dx = Matrix<float>::Zero(in, samples);
-  Matrix<float> tall = Matrix<float>::Zero(11, samples), wide_y = Matrix<float>::Zero(out, 7), wide_x = Matrix<float>::Zero(in, 7);
+  const MatrixX<float> x = noise<float>(in, samples, 1), dy = noise<float>(out, samples, 2);
+  MatrixX<float> y = MatrixX<float>::Zero(out, samples), dx = MatrixX<float>::Zero(in, samples);
+  MatrixX<float> tall = MatrixX<float>::Zero(11, samples), wide_y = MatrixX<float>::Zero(out, 7), wide_x = MatrixX<float>::Zero(in, 7);
   Adapters::Cache cache;
   Adapters::Workspace workspace;
   auto gradients = zeros_like(gated);
   CHECK_THROWS_SAYING(std::invalid_argument, gated.add_forward(x, 2, cache, y), "GatedAdapters::add_forward: weights", "expected 3 × 6",
                       "got none");
-  Buffer<float> weights = buffer_of<float>(noise<float>(2, samples, 3)), d_weights = buffer_of<float>(Matrix<float>::Zero(3, 7));
+  Buffer<float> weights = buffer_of<float>(noise<float>(2, samples, 3)), d_weights = buffer_of<float>(MatrixX<float>::Zero(3, 7));
   cache.weights = &weights;
   CHECK_THROWS_SAYING(ShapeError, gated.add_forward(x, 2, cache, y), "weights: rows (adapters)", "expected 3", "got 2");
   weights.assign(noise<float>(3, 7, 3));
@@ -319,8 +319,8 @@ TEST_CASE("gated adapters refuse what does not fit and say what was expected and
 
 TEST_CASE("the weights of gated adapters are used up by a forward and must be given again before the next") {
   const GatedAdapters<float> gated(trained_adapters<float>({4, 4, 4}));
-  const Matrix<float> x = noise<float>(in, samples, 1);
-  Matrix<float> y = Matrix<float>::Zero(out, samples);
+  const MatrixX<float> x = noise<float>(in, samples, 1);
+  MatrixX<float> y = MatrixX<float>::Zero(out, samples);
   const Buffer<float> weights = buffer_of<float>(noise<float>(3, samples, 3));
   GatedAdapters<float>::Cache cache;
   for (const RankSlice rank : {RankSlice(3), RankSlice::none()}) {
@@ -335,7 +335,7 @@ TEST_CASE("adapters of largest rank 0 leave y as it was and take any rank") {
   GatedAdapters<float>::Cache cache;
   GatedAdapters<float>::Workspace workspace;
   auto gradients = zeros_like(none);
-  Matrix<float> y = Matrix<float>::Zero(out, samples), dx = Matrix<float>::Zero(in, samples);
+  MatrixX<float> y = MatrixX<float>::Zero(out, samples), dx = MatrixX<float>::Zero(in, samples);
   none.add_forward(noise<float>(in, samples, 1), 3, cache, y);
   none.add_backward(noise<float>(in, samples, 1), noise<float>(out, samples, 2), cache, gradients, workspace, dx);
   CHECK(y.isZero(0));

@@ -16,12 +16,12 @@ namespace {
 constexpr Index streams = 120, length = 3072;
 
 /// Streams of streams, as the bases of an adapter are.
-const std::vector<Vector<double>>& samples() {
-  static const std::vector<Vector<double>> all = [] {
-    std::vector<Vector<double>> result;
+const std::vector<VectorX<double>>& samples() {
+  static const std::vector<VectorX<double>> all = [] {
+    std::vector<VectorX<double>> result;
     for (Index i = 0; i < streams; ++i) {
       const CounterNoise stream = CounterNoise(7).stream(i / 8).stream(i % 8);
-      Vector<double> values(length);
+      VectorX<double> values(length);
       for (Index p = 0; p < length; ++p) values[p] = stream.at<double>(p);
       result.push_back(values);
     }
@@ -69,8 +69,8 @@ TEST_CASE("a tile of noise holds the elements one by one in float and in double"
 
 TEST_CASE("noise is uniform over minus one to one") {
   double sum = 0, squares = 0, fourth = 0, largest = 0;
-  Vector<double> bins = Vector<double>::Zero(64);
-  for (const Vector<double>& values : samples()) {
+  VectorX<double> bins = VectorX<double>::Zero(64);
+  for (const VectorX<double>& values : samples()) {
     sum += values.sum();
     squares += values.squaredNorm();
     fourth += values.array().pow(4).sum();
@@ -99,7 +99,7 @@ TEST_CASE("streams of noise are uncorrelated with each other") {
   CHECK(std::abs(squares / static_cast<double>(pairs) - 1) < 4 * std::sqrt(2 / static_cast<double>(pairs)));
   // Seeds that follow each other, and the same position of streams that do.
   for (Index seed = 0; seed < 20; ++seed) {
-    Vector<double> one(length), next(length), across(length);
+    VectorX<double> one(length), next(length), across(length);
     for (Index p = 0; p < length; ++p) {
       one[p] = CounterNoise(static_cast<std::uint64_t>(seed)).at<double>(p);
       next[p] = CounterNoise(static_cast<std::uint64_t>(seed) + 1).at<double>(p);
@@ -114,7 +114,7 @@ TEST_CASE("streams of noise are uncorrelated with each other") {
 TEST_CASE("neighbours in a stream of noise are uncorrelated") {
   double squares = 0;
   Index count = 0;
-  for (const Vector<double>& values : samples()) {
+  for (const VectorX<double>& values : samples()) {
     for (Index lag = 1; lag <= 64; ++lag, ++count) {
       const double c = correlation(values.head(length - lag), values.tail(length - lag));
       CHECK(std::abs(c) < 5);

@@ -57,9 +57,9 @@ N trained(NolaOptions options, std::uint64_t seed = 1, Index in_features = in, I
 
 /// Basis i of one factor as its documentation says: 1 of A (r × in), 2 of B (out × r); A_0 is the only one of 0.
 template <class S>
-Matrix<S> basis(std::uint64_t seed, int which, Index i, Index rows, Index cols, double bound) {
+MatrixX<S> basis(std::uint64_t seed, int which, Index i, Index rows, Index cols, double bound) {
   const RandomBases<S> bases{CounterNoise(seed).stream(which)};
-  Matrix<S> result(rows, cols);
+  MatrixX<S> result(rows, cols);
   for (Index r = 0; r < rows; ++r) {
     for (Index c = 0; c < cols; ++c) {
       result(r, c) = static_cast<S>(bound) * (which == 2 ? bases.entry(i, r, c) : bases.entry(i, c, r));
@@ -69,7 +69,7 @@ Matrix<S> basis(std::uint64_t seed, int which, Index i, Index rows, Index cols, 
 }
 
 struct Factors {
-  Matrix<double> A, B;
+  MatrixX<double> A, B;
 };
 
 /// The factors at rank b with every basis in memory.
@@ -79,7 +79,7 @@ Factors materialized(const Nola<S, nesting>& adapter, Index b) {
   const Index r = all ? b : adapter.options.max_rank, k = all ? adapter.alpha.size() : b;
   const Index i = adapter.in_features(), o = adapter.out_features();
   const auto bound = [](Index n) { return 1 / std::sqrt(static_cast<double>(n)); };
-  Factors factors{Matrix<double>::Zero(r, i), Matrix<double>::Zero(o, r)};
+  Factors factors{MatrixX<double>::Zero(r, i), MatrixX<double>::Zero(o, r)};
   if (language) factors.A = basis<double>(adapter.seed, 0, 0, r, i, bound(i));
   for (Index n = 0; n < k; ++n) {
     factors.A += static_cast<double>(adapter.alpha[n]) * basis<double>(adapter.seed, 1, n, r, i, bound(language ? k : i));
@@ -100,15 +100,15 @@ void check_against_materialized(NolaOptions options, Index in_features, Index ou
     CHECK(gap(in_double(got.B), expected.B) < rounding<S>);
     const double scale = options.alpha / static_cast<double>(expected.A.rows());
     CHECK(got.scale == scale);
-    const Matrix<S> x = noise<S>(in_features, 4, 3), dy = noise<S>(out_features, 4, 4);
+    const MatrixX<S> x = noise<S>(in_features, 4, 3), dy = noise<S>(out_features, 4, 4);
     const auto result = run(adapter, x, dy, b);
-    const Matrix<double> h = expected.A.lazyProduct(in_double(x)), dh = scale * expected.B.transpose().lazyProduct(in_double(dy));
+    const MatrixX<double> h = expected.A.lazyProduct(in_double(x)), dh = scale * expected.B.transpose().lazyProduct(in_double(dy));
     CHECK(gap(in_double(result.y), scale * expected.B.lazyProduct(h)) < rounding<S>);
     CHECK(gap(in_double(result.dx), expected.A.transpose().lazyProduct(dh)) < rounding<S>);
     // Each coefficient's gradient is that of LoRA's factor along its basis.
-    const Matrix<double> dA = dh.lazyProduct(in_double(x).transpose()), dB = scale * in_double(dy).lazyProduct(h.transpose());
+    const MatrixX<double> dA = dh.lazyProduct(in_double(x).transpose()), dB = scale * in_double(dy).lazyProduct(h.transpose());
     const Index k = std::same_as<N, Nola<S>> ? options.bases : b, r = expected.A.rows();
-    Matrix<double> alpha(k, 1), beta(k, 1);
+    MatrixX<double> alpha(k, 1), beta(k, 1);
     const bool language = options.variant == NolaVariant::language;
     for (Index i = 0; i < k; ++i) {
       const double of_A = std::sqrt(static_cast<double>(language ? k : in_features));
@@ -137,8 +137,8 @@ TEMPLATE_TEST_CASE("NOLA is a product of low rank that can be merged and given a
 
 TEMPLATE_TEST_CASE("oracle of NOLA: a fresh adapter with A_0 leaves the base's output as it is bit for bit", "", float, double) {
   using S = TestType;
-  const Matrix<S> W = noise<S>(out, in, 1), x = noise<S>(in, 4, 2);
-  const Matrix<S> base = FrozenLinear<S>(DenseWeight<S>(W)).forward(x, RankSlice::none());
+  const MatrixX<S> W = noise<S>(out, in, 1), x = noise<S>(in, 4, 2);
+  const MatrixX<S> base = FrozenLinear<S>(DenseWeight<S>(W)).forward(x, RankSlice::none());
   Rng rng(5);
   const Linear<S, Nola<S>> ranks(W, {.max_rank = R, .bases = 16}, rng);
   const Linear<S, NolaBases<S>> bases(W, {.max_rank = R, .bases = 16}, rng);
@@ -155,14 +155,14 @@ TEMPLATE_TEST_CASE("oracle of NOLA: made again the factors are the same bit for 
   using S = TestType;
   const NolaOptions options{.max_rank = 8, .bases = 40};
   const Nola<S> adapter = trained<Nola<S>>(options, 3, 700, 530);  // past the threshold for threads, and no multiple of a tile
-  const Matrix<S> x = noise<S>(700, 20, 1), dy = noise<S>(530, 20, 2);
+  const MatrixX<S> x = noise<S>(700, 20, 1), dy = noise<S>(530, 20, 2);
   const LowRankFactors<S> whole = adapter.factors(8);
   for (Index b = 1; b <= 8; ++b) {
     const LowRankFactors<S> factors = adapter.factors(b), again = adapter.factors(b);
-    CHECK(same_bits(Matrix<S>(factors.A), Matrix<S>(again.A)));
+    CHECK(same_bits(MatrixX<S>(factors.A), MatrixX<S>(again.A)));
     CHECK(same_bits(factors.B, again.B));
-    CHECK(same_bits(Matrix<S>(factors.A), Matrix<S>(whole.A.topRows(b))));  // what is past b is not needed for it
-    CHECK(same_bits(factors.B, Matrix<S>(whole.B.leftCols(b))));
+    CHECK(same_bits(MatrixX<S>(factors.A), MatrixX<S>(whole.A.topRows(b))));  // what is past b is not needed for it
+    CHECK(same_bits(factors.B, MatrixX<S>(whole.B.leftCols(b))));
   }
   const Nola<S> other(700, 530, options, adapter.seed, adapter.alpha, adapter.beta);  // which knows no more than the seed
   CHECK(same_bits(other.delta(5), adapter.delta(5)));
@@ -170,7 +170,7 @@ TEMPLATE_TEST_CASE("oracle of NOLA: made again the factors are the same bit for 
     const auto result = run(adapter, x, dy, 6);
     return joined<S>({result.y.reshaped(), result.dx.reshaped(), values<Nola<S>>(result.gradients)});
   };
-  const Vector<S> expected = everything();
+  const VectorX<S> expected = everything();
   for_each_threading(everything, [&](const auto& got, const std::string& where) {
     INFO(where);
     CHECK(same_bits(got, expected));
@@ -208,13 +208,13 @@ TEMPLATE_TEST_CASE("oracle of NOLA: a single coefficient of one picks exactly it
   using S = TestType;
   constexpr Index k = 9;
   Nola<S> adapter = fresh<Nola<S>>({.max_rank = R, .bases = k, .variant = NolaVariant::vision});
-  std::vector<Matrix<S>> seen;
+  std::vector<MatrixX<S>> seen;
   for (Index i = 0; i < k; ++i) {
     for (Index j = 0; j < k; ++j) {
-      adapter.alpha = Vector<S>::Unit(k, i);
-      adapter.beta = Vector<S>::Unit(k, j);
+      adapter.alpha = VectorX<S>::Unit(k, i);
+      adapter.beta = VectorX<S>::Unit(k, j);
       const LowRankFactors<S> factors = adapter.factors(R);
-      CHECK(same_bits(Matrix<S>(factors.A), basis<S>(adapter.seed, 1, i, R, in, 1 / std::sqrt(static_cast<double>(in)))));
+      CHECK(same_bits(MatrixX<S>(factors.A), basis<S>(adapter.seed, 1, i, R, in, 1 / std::sqrt(static_cast<double>(in)))));
       CHECK(same_bits(factors.B, basis<S>(adapter.seed, 2, j, out, R, 1 / std::sqrt(static_cast<double>(R)))));
       if (i == j) seen.push_back(factors.A);
     }
@@ -227,16 +227,16 @@ TEMPLATE_TEST_CASE("oracle of NOLA: a single coefficient of one picks exactly it
 TEMPLATE_TEST_CASE("oracle of NOLA: zero coefficients without A_0 have no gradient, ever", "", float, double) {
   using S = TestType;
   using N = Nola<S>;
-  const Matrix<S> x = noise<S>(in, 4, 3), target = noise<S>(out, 4, 4);
+  const MatrixX<S> x = noise<S>(in, 4, 3), target = noise<S>(out, 4, 4);
   // No options make it: it has to be asked for, by its coefficients.
-  const Vector<S> zero = Vector<S>::Zero(6);
+  const VectorX<S> zero = VectorX<S>::Zero(6);
   const auto steps_from = [&](N adapter) {
     AdamW optimizer(adapter, {.lr = 0.1, .weight_decay = 0.1});
     auto gradients = zeros_like(adapter);
     for (int step = 0; step < 5; ++step) {
       set_zero(adapter, gradients);
       typename N::Cache cache;
-      Matrix<S> y = Matrix<S>::Zero(out, 4), dy = y, dx = Matrix<S>::Zero(in, 4);
+      MatrixX<S> y = MatrixX<S>::Zero(out, 4), dy = y, dx = MatrixX<S>::Zero(in, 4);
       adapter.add_forward(x, 3, cache, y);
       (void)mse<S>(y, target, dy);
       adapter.add_backward(x, dy, cache, gradients, dx);
@@ -267,7 +267,7 @@ TEMPLATE_TEST_CASE("a vision adapter starts at the mean of its bases", "", float
   const Nola<S> adapter = fresh<Nola<S>>({.max_rank = R, .bases = 4, .variant = NolaVariant::vision});
   CHECK((adapter.alpha.array() == S(0.25)).all());
   CHECK((adapter.beta.array() == S(0.25)).all());
-  Matrix<double> mean = Matrix<double>::Zero(out, R);
+  MatrixX<double> mean = MatrixX<double>::Zero(out, R);
   for (Index i = 0; i < 4; ++i) mean += basis<double>(adapter.seed, 2, i, out, R, 0.25 / std::sqrt(static_cast<double>(R)));
   CHECK(gap(in_double(adapter.factors(R).B), mean) < rounding<S>);
   CHECK_FALSE(adapter.delta(1).isZero(0));
@@ -279,7 +279,7 @@ TEMPLATE_TEST_CASE("what a call of NOLA keeps does not grow with the number of b
     const Nola<S> adapter = trained<Nola<S>>({.max_rank = R, .bases = bases});
     typename Nola<S>::Cache cache;
     auto gradients = zeros_like(adapter);
-    Matrix<S> y = Matrix<S>::Zero(out, 4), dx = Matrix<S>::Zero(in, 4);
+    MatrixX<S> y = MatrixX<S>::Zero(out, 4), dx = MatrixX<S>::Zero(in, 4);
     adapter.add_forward(noise<S>(in, 4, 3), 4, cache, y);
     typename Nola<S>::Workspace workspace;
     adapter.add_backward(noise<S>(in, 4, 3), noise<S>(out, 4, 4), cache, gradients, workspace, dx);
@@ -292,7 +292,7 @@ TEMPLATE_TEST_CASE("what a call of NOLA keeps does not grow with the number of b
 
 TEMPLATE_TEST_CASE("truncation of nested bases shortens what is stored and of nested ranks nothing", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(in, 4, 3), dy = noise<S>(out, 4, 4);
+  const MatrixX<S> x = noise<S>(in, 4, 3), dy = noise<S>(out, 4, 4);
   const NolaBases<S> whole = trained<NolaBases<S>>({.max_rank = R, .bases = 20, .alpha = 3});
   CHECK(adapter_ranks(whole) == std::vector<AdapterRank>{{"", 20, 2}});
   CHECK(whole.max_rank() == 20);
@@ -324,7 +324,7 @@ TEMPLATE_TEST_CASE("a basis reaches no sample of a batch that is without it", ""
   using S = TestType;
   using N = NolaBases<S>;
   const N adapter = trained<N>({.max_rank = 3, .bases = R, .alpha = 3});
-  const Matrix<S> x = noise<S>(in, 5, 1), dy = noise<S>(out, 5, 2);
+  const MatrixX<S> x = noise<S>(in, 5, 1), dy = noise<S>(out, 5, 2);
   for (const std::vector<RankSlice>& mix : law_mixes()) {
     const auto clean = run(adapter, x, dy, BatchRanks::per_sample(mix));
     for (Index spoilt = 0; spoilt <= R; ++spoilt) {
@@ -336,8 +336,8 @@ TEMPLATE_TEST_CASE("a basis reaches no sample of a batch that is without it", ""
       for (std::size_t i = 0; i < mix.size(); ++i) {
         if (mix[i].active > spoilt) continue;
         const Index column = static_cast<Index>(i);
-        CHECK(same_bits(Matrix<S>(got.y.col(column)), Matrix<S>(clean.y.col(column))));
-        CHECK(same_bits(Matrix<S>(got.dx.col(column)), Matrix<S>(clean.dx.col(column))));
+        CHECK(same_bits(MatrixX<S>(got.y.col(column)), MatrixX<S>(clean.y.col(column))));
+        CHECK(same_bits(MatrixX<S>(got.dx.col(column)), MatrixX<S>(clean.dx.col(column))));
       }
       const BatchRanks left = BatchRanks::per_sample(without);
       CHECK(run(poisoned, x, dy, left) == run(adapter, x, dy, left));
@@ -349,7 +349,7 @@ TEMPLATE_TEST_CASE("a frozen prefix of nested bases gets no gradient and what is
   using S = TestType;
   using N = NolaBases<S>;
   const N adapter = trained<N>({.max_rank = 3, .bases = R, .alpha = 3});
-  const Matrix<S> x = noise<S>(in, 5, 1), dy = noise<S>(out, 5, 2);
+  const MatrixX<S> x = noise<S>(in, 5, 1), dy = noise<S>(out, 5, 2);
   for (Index b = 1; b <= R; ++b) {
     const auto nested = run(adapter, x, dy, b);
     for (Index t = 0; t <= b; ++t) {
@@ -370,12 +370,12 @@ TEMPLATE_TEST_CASE("a linear layer with NOLA is its base and the adapter, and ca
     using L = Linear<S, A>;
     STATIC_REQUIRE(Layer<L>);
     STATIC_REQUIRE(Projection<L>);
-    const Matrix<S> W = noise<S>(out, in, 1), x = noise<S>(in, 5, 2), dy = noise<S>(out, 5, 3);
+    const MatrixX<S> W = noise<S>(out, in, 1), x = noise<S>(in, 5, 2), dy = noise<S>(out, 5, 3);
     const L layer(W, adapter);
     for (const BatchRanks& ranks : {BatchRanks(3), BatchRanks(5, 4), BatchRanks::per_sample({5, 5, 1, RankSlice::none(), {3, 2}})}) {
       typename L::Cache cache;
       auto gradients = zeros_like(layer);
-      const Matrix<S> y = layer.forward(x, ranks, cache), dx = layer.backward(dy, cache, gradients);
+      const MatrixX<S> y = layer.forward(x, ranks, cache), dx = layer.backward(dy, cache, gradients);
       const auto alone = run(adapter, x, dy, ranks);
       CHECK(gap(in_double(y), in_double<S>(W).lazyProduct(in_double(x)) + in_double(alone.y)) < rounding<S>);
       CHECK(gap(in_double(dx), in_double<S>(W).transpose().lazyProduct(in_double(dy)) + in_double(alone.dx)) < rounding<S>);
@@ -407,13 +407,13 @@ TEST_CASE("adapters made one after the other have bases of their own and the sam
   const N one(in, out, options, rng), other(in, out, options, rng), again(in, out, options, same);
   CHECK(one.seed != other.seed);
   CHECK(one.seed == again.seed);
-  const auto A_of = [](const N& adapter) { return Matrix<double>(adapter.factors(R).A); };
+  const auto A_of = [](const N& adapter) { return MatrixX<double>(adapter.factors(R).A); };
   CHECK_FALSE(same_bits(A_of(one), A_of(other)));
   CHECK(same_bits(A_of(one), A_of(again)));
 }
 
 TEST_CASE("A_0 is uniform within one over the root of in") {
-  const Matrix<double> A = fresh<Nola<double>>({.max_rank = 40, .bases = 1}, 1, 400, 50).factors(40).A * std::sqrt(400.0);
+  const MatrixX<double> A = fresh<Nola<double>>({.max_rank = 40, .bases = 1}, 1, 400, 50).factors(40).A * std::sqrt(400.0);
   CHECK(A.cwiseAbs().maxCoeff() < 1);
   CHECK(A.cwiseAbs().maxCoeff() > 0.999);
   CHECK(std::abs(A.cwiseAbs().mean() - 0.5) < 0.01);  // 16000 draws, with a deviation of 0.0023
@@ -447,14 +447,14 @@ TEST_CASE("NOLA refuses options and coefficients that do not fit") {
   for (const double alpha : {0.0, -1.0, nan<double>, std::numeric_limits<double>::infinity()}) {
     CHECK_THROWS_SAYING(std::invalid_argument, N(9, 7, {.max_rank = 2, .alpha = alpha}, rng), "Nola: alpha", "finite number > 0");
   }
-  const Vector<float> five = Vector<float>::Ones(5), four = Vector<float>::Ones(4);
+  const VectorX<float> five = VectorX<float>::Ones(5), four = VectorX<float>::Ones(4);
   CHECK(N(9, 7, {.max_rank = 2}, 1, five, five).options.bases == 5);
   CHECK_THROWS_SAYING(ShapeError, N(9, 7, {.max_rank = 2}, 1, five, four), "Nola: coefficients of B", "expected 5", "got 4");
 
   N adapter = trained<N>({.max_rank = R, .bases = 5});
   CHECK_THROWS_SAYING(std::invalid_argument, adapter.factors(6), "Nola::factors: rank", "[0, 5]", "got 6");
   N::Cache cache;
-  Matrix<float> y = Matrix<float>::Zero(out, 4), dx = Matrix<float>::Zero(in, 4);
+  MatrixX<float> y = MatrixX<float>::Zero(out, 4), dx = MatrixX<float>::Zero(in, 4);
   adapter.alpha = adapter.beta = four;
   CHECK_THROWS_SAYING(ShapeError, adapter.add_forward(noise<float>(in, 4, 3), 2, cache, y), "Nola: coefficients of A", "expected 5",
                       "got 4");

@@ -38,19 +38,19 @@ constexpr Index in = 9, out = 7;
 TEMPLATE_TEST_CASE("every backward adds the squares of its inputs whatever the ranks and whatever was dropped", "", float, double) {
   using S = TestType;
   Rng rng(1);
-  Linear<S, Observed<Dropout<LowRank<S>>>> dropping(Matrix<S>(noise<S>(out, in, 1)), {.adapter = {.max_rank = 4}, .probability = 0.5}, rng);
-  Linear<S, Observed<LowRank<S>>> fused(Matrix<S>(noise<S>(out, in, 1)), {.max_rank = 4}, rng);
+  Linear<S, Observed<Dropout<LowRank<S>>>> dropping(MatrixX<S>(noise<S>(out, in, 1)), {.adapter = {.max_rank = 4}, .probability = 0.5}, rng);
+  Linear<S, Observed<LowRank<S>>> fused(MatrixX<S>(noise<S>(out, in, 1)), {.max_rank = 4}, rng);
   const auto shown = [&](const auto& layer) {
     using L = std::remove_cvref_t<decltype(layer)>;
     auto gradients = zeros_like(layer);
     CHECK(gradients.adapter.input_squares.size() == 0);
-    Vector<double> expected = Vector<double>::Zero(in);
+    VectorX<double> expected = VectorX<double>::Zero(in);
     std::uint64_t seed = 5;
     for (const BatchRanks& ranks : {BatchRanks(4), BatchRanks(2, 2), BatchRanks(RankSlice::none()),
                                     BatchRanks::per_sample({4, 1, 1, RankSlice::none(), {3, 2}, 2})}) {
       typename L::Cache cache;
       seed_dropout(cache);
-      const Matrix<S> x = noise<S>(in, 6, seed++);
+      const MatrixX<S> x = noise<S>(in, 6, seed++);
       (void)layer.forward(x, ranks);  // inference leaves no trace
       (void)layer.forward(x, ranks, cache);
       (void)layer.backward(noise<S>(out, 6, 2), cache, gradients);
@@ -65,7 +65,7 @@ TEMPLATE_TEST_CASE("every backward adds the squares of its inputs whatever the r
 }
 
 TEST_CASE("an adapter that is observed computes what it computes bit for bit") {
-  const Matrix<float> W = noise<float>(out, in, 1), x = noise<float>(in, 6, 2), dy = noise<float>(out, 6, 3);
+  const MatrixX<float> W = noise<float>(out, in, 1), x = noise<float>(in, 6, 2), dy = noise<float>(out, 6, 3);
   Rng rng(1);
   Linear<float> plain(W, {.max_rank = 4}, rng);
   randomize<Linear<float>>(plain, 4);

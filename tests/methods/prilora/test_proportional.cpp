@@ -82,7 +82,7 @@ TEST_CASE("oracle of PRILoRA: at every rank of the model the layers keep the pro
 
 TEMPLATE_TEST_CASE("an adapter in a model of a higher rank is the adapter at its share of it bit for bit", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(in, 6, 1), dy = noise<S>(out, 6, 2);
+  const MatrixX<S> x = noise<S>(in, 6, 1), dy = noise<S>(out, 6, 2);
   for (const auto& [r, R] : {std::pair<Index, Index>{3, 8}, {1, 5}, {5, 8}, {8, 8}, {2, 7}}) {
     const auto adapter = share_of<S>(r, R);
     for (Index b = 1; b <= R; ++b) {
@@ -102,8 +102,8 @@ TEMPLATE_TEST_CASE("an adapter in a model of a higher rank is the adapter at its
     const std::vector<RankSlice> mix{R, R, std::max<Index>(1, R - 1), RankSlice::none(), 1, {R, R - 1}};
     const auto mixed = run(adapter, x, dy, BatchRanks::per_sample(mix), {});
     for (std::size_t i = 0; i < mix.size(); ++i) {
-      const Matrix<S> one = run(adapter, x, dy, mix[i], {}).y.col(static_cast<Index>(i));
-      CHECK(same_bits(Matrix<S>(mixed.y.col(static_cast<Index>(i))), one));
+      const MatrixX<S> one = run(adapter, x, dy, mix[i], {}).y.col(static_cast<Index>(i));
+      CHECK(same_bits(MatrixX<S>(mixed.y.col(static_cast<Index>(i))), one));
     }
   }
 }
@@ -124,7 +124,7 @@ TEST_CASE("a frozen sweep over the ranks of a model trains every component of an
 
 TEMPLATE_TEST_CASE("a cut adapter has at every rank of the model as many components as before or all that are left", "", float, double) {
   using S = TestType;
-  const Matrix<S> x = noise<S>(in, 6, 1), dy = noise<S>(out, 6, 2);
+  const MatrixX<S> x = noise<S>(in, 6, 1), dy = noise<S>(out, 6, 2);
   for (Index components = 0; components <= 3; ++components) {
     auto adapter = share_of<S>(3, 8), whole = adapter;
     truncate(adapter, components);
@@ -151,8 +151,8 @@ TEST_CASE("a cut adapter refuses a cache of components that it had") {
   const auto whole = share_of<double>(3, 8);
   auto cut = whole;
   truncate(cut, 1);
-  const Matrix<double> x = noise<double>(in, 2, 1), dy = noise<double>(out, 2, 2);
-  Matrix<double> y = Matrix<double>::Zero(out, 2), dx = Matrix<double>::Zero(in, 2);
+  const MatrixX<double> x = noise<double>(in, 2, 1), dy = noise<double>(out, 2, 2);
+  MatrixX<double> y = MatrixX<double>::Zero(out, 2), dx = MatrixX<double>::Zero(in, 2);
   auto gradients = zeros_like(cut);
   LowRank<double>::Cache cache;
   whole.add_forward(x, 3, cache, y);  // 2 of 3
@@ -173,14 +173,14 @@ TEST_CASE("factors come back at the rank of the model") {
   for (Index b = 1; b <= 8; ++b) CHECK(gap(fresh.delta(b), trained.delta(b)) < rounding<double>);
   fresh.set_factors({noise<double>(9, in, 1), noise<double>(out, 9, 2), 0.5});
   CHECK(fresh.max_rank() == 9);
-  fresh.set_factors({RowMatrix<double>(0, in), Matrix<double>(out, 0), 1});
+  fresh.set_factors({RowMatrix<double>(0, in), MatrixX<double>(out, 0), 1});
   CHECK(fresh.max_rank() == 0);
   CHECK(fresh.components() == 0);
 }
 
 TEST_CASE("layers of different ranks in one model are folded and merged at their shares") {
-  Linear<double, Proportional<LowRank<double>>> layer(Matrix<double>(noise<double>(out, in, 3)), share_of<double>(3, 8));
-  const Matrix<double> merged = layer.merged(4).W;
+  Linear<double, Proportional<LowRank<double>>> layer(MatrixX<double>(noise<double>(out, in, 3)), share_of<double>(3, 8));
+  const MatrixX<double> merged = layer.merged(4).W;
   CHECK(gap(merged, layer.base.W + layer.adapter.inner.delta(2)) < rounding<double>);
   Rng rng(1);
   fold(layer, 4, rng);

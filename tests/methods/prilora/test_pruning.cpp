@@ -34,10 +34,10 @@ using Layer = Linear<double, Observed<LowRank<double>>>;
 
 Layer new_layer() {
   Rng rng(1);
-  return Layer(Matrix<double>(noise<double>(out, in, 1)), {.max_rank = max_rank, .alpha = 4}, rng);
+  return Layer(MatrixX<double>(noise<double>(out, in, 1)), {.max_rank = max_rank, .alpha = 4}, rng);
 }
 
-Vector<double> some_norms() { return noise<double>(in, 1, 3).cwiseAbs(); }
+VectorX<double> some_norms() { return noise<double>(in, 1, 3).cwiseAbs(); }
 
 template <class S>
 Index zeros(const RowMatrix<S>& A, Index row) {
@@ -45,11 +45,11 @@ Index zeros(const RowMatrix<S>& A, Index row) {
 }
 
 /// Norms of a step of a layer that has this input.
-void see(Pruning<Layer>& pruning, Layer& layer, const Matrix<double>& x) {
+void see(Pruning<Layer>& pruning, Layer& layer, const MatrixX<double>& x) {
   Layer::Cache cache;
   auto gradients = zeros_like(layer);
   (void)layer.forward(x, max_rank, cache);
-  (void)layer.backward(Matrix<double>::Zero(out, x.cols()), cache, gradients);
+  (void)layer.backward(MatrixX<double>::Zero(out, x.cols()), cache, gradients);
   pruning.before_step(layer, gradients);
   CHECK(gradients.adapter.input_squares.size() == 0);  // taken
 }
@@ -64,7 +64,7 @@ struct SpoiltArchive {
 
 /// One step on a regression.
 void train(Layer& layer, AdamW<Layer>& optimizer, Pruning<Layer>& pruning, Index step) {
-  const Matrix<double> x = noise<double>(in, 20, 50 + static_cast<std::uint64_t>(step % 7)), target = noise<double>(out, 20, 60);
+  const MatrixX<double> x = noise<double>(in, 20, 50 + static_cast<std::uint64_t>(step % 7)), target = noise<double>(out, 20, 60);
   Layer::Cache cache;
   auto gradients = zeros_like(layer);
   train_step(layer, optimizer, gradients, [&] {
@@ -100,7 +100,7 @@ TEMPLATE_TEST_CASE("oracle of PRILoRA: after a pruning each row has exactly its 
     }
   }
   RowMatrix<S> wide = noise<S>(1, 100, 2);
-  prune_rows(wide, Vector<double>(Vector<double>::Ones(100)), 0.29);  // 0.29 · 100 is less than 29 in floating point
+  prune_rows(wide, VectorX<double>(VectorX<double>::Ones(100)), 0.29);  // 0.29 · 100 is less than 29 in floating point
   CHECK(zeros(wide, 0) == 29);
   RowMatrix<S> sparse = RowMatrix<S>::Zero(1, in);
   sparse(0, 3) = 1;
@@ -112,18 +112,18 @@ TEMPLATE_TEST_CASE("oracle of PRILoRA: after a pruning each row has exactly its 
 TEST_CASE("oracle of PRILoRA: a pruning without an update in between changes nothing") {
   for (const double p : {0.1, 0.5, 0.9}) {
     RowMatrix<double> A = noise<double>(max_rank, in, 2);
-    Vector<double> norms = some_norms();
+    VectorX<double> norms = some_norms();
     norms.head(4).setZero();  // features that were never seen: all their entries are of no importance
     prune_rows(A, norms, p);
     const RowMatrix<double> once = A;
     prune_rows(A, norms, p);
-    CHECK(same_bits(Matrix<double>(A), Matrix<double>(once)));
+    CHECK(same_bits(MatrixX<double>(A), MatrixX<double>(once)));
   }
 }
 
 TEST_CASE("oracle of PRILoRA: a constant input has a constant norm") {
-  const Matrix<double> x = noise<double>(in, 6, 4);
-  const Vector<double> norm = x.rowwise().norm();
+  const MatrixX<double> x = noise<double>(in, 6, 4);
+  const VectorX<double> norm = x.rowwise().norm();
   for (const bool corrected : {true, false}) {
     Layer layer = new_layer();
     Pruning pruning(layer, {.beta = 0.9, .bias_corrected = corrected});
@@ -139,16 +139,16 @@ TEST_CASE("oracle of PRILoRA: a constant input has a constant norm") {
 
 TEST_CASE("oracle of PRILoRA: an input feature that is c times as large is c times as important") {
   const RowMatrix<double> A = noise<double>(max_rank, in, 2);
-  Matrix<double> x = noise<double>(in, 6, 4);
-  const auto importance_of = [&](const Matrix<double>& input) {
+  MatrixX<double> x = noise<double>(in, 6, 4);
+  const auto importance_of = [&](const MatrixX<double>& input) {
     Layer layer = new_layer();
     Pruning pruning(layer);
     see(pruning, layer, input);
     return importance(A, pruning.norms(0));
   };
-  const Matrix<double> before = importance_of(x);
+  const MatrixX<double> before = importance_of(x);
   x.row(3) *= 5;
-  Matrix<double> expected = before;
+  MatrixX<double> expected = before;
   expected.col(3) *= 5;
   CHECK(gap(importance_of(x), expected) < rounding<double>);
   CHECK(gap(before, A.cwiseAbs() * (noise<double>(in, 6, 4).rowwise().norm().asDiagonal())) < rounding<double>);
@@ -159,7 +159,7 @@ TEST_CASE("oracle of PRILoRA: cutting and pruning commute") {
     RowMatrix<double> A = noise<double>(max_rank, in, 2), cut = A.topRows(components);
     prune_rows(A, some_norms(), 0.5);
     prune_rows(cut, some_norms(), 0.5);
-    CHECK(same_bits(Matrix<double>(A.topRows(components)), Matrix<double>(cut)));
+    CHECK(same_bits(MatrixX<double>(A.topRows(components)), MatrixX<double>(cut)));
   }
   // And of a model whose adapter is cut in the midst of a run.
   Layer whole = new_layer();
@@ -170,14 +170,14 @@ TEST_CASE("oracle of PRILoRA: cutting and pruning commute") {
   truncate(cut, 2);
   Pruning other = pruning;
   other.prune(cut);
-  CHECK(same_bits(Matrix<double>(whole.adapter.inner.A.topRows(2)), Matrix<double>(cut.adapter.inner.A)));
+  CHECK(same_bits(MatrixX<double>(whole.adapter.inner.A.topRows(2)), MatrixX<double>(cut.adapter.inner.A)));
 }
 
 TEST_CASE("a row that has an entry keeps one, and among equals the zeros and then the first are pruned") {
   RowMatrix<double> A = RowMatrix<double>::Zero(2, 8);
   A(0, 2) = 1;
   A(1, 1) = A(1, 5) = 1;
-  Vector<double> nowhere = Vector<double>::Zero(8);  // everything is of equal importance
+  VectorX<double> nowhere = VectorX<double>::Zero(8);  // everything is of equal importance
   for (const double p : {0.5, 0.9}) {
     RowMatrix<double> pruned = A;
     prune_rows(pruned, nowhere, p);
@@ -186,7 +186,7 @@ TEST_CASE("a row that has an entry keeps one, and among equals the zeros and the
     CHECK(pruned(1, 5) == 1);  // the later of the two
   }
   RowMatrix<double> ones = RowMatrix<double>::Ones(1, 8);
-  prune_rows(ones, Vector<double>(Vector<double>::Ones(8)), 0.5);
+  prune_rows(ones, VectorX<double>(VectorX<double>::Ones(8)), 0.5);
   CHECK(ones.leftCols(4).isZero(0));
   CHECK(ones.rightCols(4).isOnes(0));
 }
@@ -195,12 +195,12 @@ TEST_CASE("a row keeps an entry at every fraction below 1") {
   for (const double p : {1 - 1e-9, 1 - 1e-12, std::nextafter(1.0, 0.0)}) {
     for (const Index columns : {1, 2, 10}) {
       RowMatrix<double> A = noise<double>(max_rank, columns, 2);
-      prune_rows(A, Vector<double>(Vector<double>::Ones(columns)), p);
+      prune_rows(A, VectorX<double>(VectorX<double>::Ones(columns)), p);
       for (Index i = 0; i < max_rank; ++i) CHECK(zeros(A, i) == columns - 1);
     }
   }
   RowMatrix<double> nothing(2, 0);
-  prune_rows(nothing, Vector<double>(0), 0.5);
+  prune_rows(nothing, VectorX<double>(0), 0.5);
   CHECK(nothing.rows() == 2);
 }
 
@@ -248,7 +248,7 @@ TEST_CASE("every adapter that observes is pruned by its own inputs, wherever it 
   using Blind = Linear<double>;
   using Model = Attention<double, Shared, Blind, Shared, Watched>;
   Rng rng(1);
-  const Matrix<double> W = noise<double>(8, 8, 1);
+  const MatrixX<double> W = noise<double>(8, 8, 1);
   Model model{Shared(W, {.adapter = {.adapter = {.max_rank = 3}}, .max_rank = 4}, rng),
               Blind(W, {.max_rank = 4}, rng),
               Shared(W, {.adapter = {.adapter = {.max_rank = 2}}, .max_rank = 4}, rng),
@@ -258,12 +258,12 @@ TEST_CASE("every adapter that observes is pruned by its own inputs, wherever it 
   Pruning pruning(model, {.fraction = 0.5, .interval = 1});
   Model::Cache cache;
   auto gradients = zeros_like(model);
-  const Matrix<double> x = noise<double>(8, 6, 3);
+  const MatrixX<double> x = noise<double>(8, 6, 3);
   (void)model.forward(x, Sequences::equal(2, 3), 4, cache);
   (void)model.backward(noise<double>(8, 6, 4), cache, gradients);
   pruning.before_step(model, gradients);
   pruning.after_step(model);
-  const Vector<double> norm = x.rowwise().norm();
+  const VectorX<double> norm = x.rowwise().norm();
   CHECK(gap(pruning.norms(0), norm) < rounding<double>);
   CHECK(gap(pruning.norms(1), norm) < rounding<double>);
   CHECK(gap(pruning.norms(2), pruning.norms(3)) == 0);  // two slices of one input
@@ -303,7 +303,7 @@ TEST_CASE("a run that prunes goes on from its checkpoint bit for bit") {
 
 TEST_CASE("a pruning that cannot be is refused by name and nothing has changed") {
   Layer layer = new_layer();
-  const Vector<double> before = values<Layer>(layer);
+  const VectorX<double> before = values<Layer>(layer);
   for (const double p : {-0.1, 1.0, nan<double>}) {
     CHECK_THROWS_SAYING(std::invalid_argument, Pruning(layer, {.fraction = p}), "Pruning: fraction", "[0, 1)", "got");
     CHECK_THROWS_SAYING(std::invalid_argument, Pruning(layer, {.beta = p}), "Pruning: beta", "[0, 1)", "got");
@@ -312,15 +312,15 @@ TEST_CASE("a pruning that cannot be is refused by name and nothing has changed")
   }
   CHECK_THROWS_SAYING(std::invalid_argument, Pruning(layer, {.interval = 0}), "Pruning: interval", "got 0");
   Rng rng(1);
-  const Linear<double> blind(Matrix<double>(noise<double>(out, in, 1)), {.max_rank = 2}, rng);
+  const Linear<double> blind(MatrixX<double>(noise<double>(out, in, 1)), {.max_rank = 2}, rng);
   CHECK_THROWS_SAYING(std::invalid_argument, Pruning(blind), "Pruning", "Observed", "got none");
   Pruning pruning(layer);
   CHECK_THROWS_SAYING(std::invalid_argument, pruning.prune(layer), "Pruning: lora_A", "before_step", "got none");
-  Matrix<double> x = noise<double>(in, 4, 1);
+  MatrixX<double> x = noise<double>(in, 4, 1);
   x(2, 2) = nan<double>;
   CHECK_THROWS_SAYING(NonFiniteError, see(pruning, layer, x), "Pruning: inputs of lora_A", "finite", "NaN");
   CHECK_THROWS_SAYING(std::invalid_argument, pruning.prune(layer), "got none");  // that step was not counted
-  Layer other(Matrix<double>(noise<double>(out, in + 1, 1)), {.max_rank = 2}, rng);
+  Layer other(MatrixX<double>(noise<double>(out, in + 1, 1)), {.max_rank = 2}, rng);
   CHECK_THROWS_SAYING(ShapeError, pruning.after_step(other), "Pruning: columns of lora_A", "expected 10", "got 11");
   RowMatrix<double> A = noise<double>(2, in + 1, 1);
   CHECK_THROWS_SAYING(ShapeError, prune_rows(A, some_norms(), 0.5), "norms", "expected 11", "got 10");
@@ -337,14 +337,14 @@ TEST_CASE("what is not a number has no order: it is refused by name and nothing 
     CHECK(same_bits(A, before));
     RowMatrix<double> whole = noise<double>(2, in, 1);
     const RowMatrix<double> kept = whole;
-    Vector<double> norms = some_norms();
+    VectorX<double> norms = some_norms();
     norms[4] = bad;
     CHECK_THROWS_SAYING(NonFiniteError, prune_rows(whole, norms, 0.5), "prune_rows: norms", "finite", "NaN");
     CHECK(same_bits(whole, kept));
   }
   using Slices = Linear<double, Observed<Stacked<LowRank<double>>>>;
   Rng rng(1);
-  Slices layer(Matrix<double>(noise<double>(8, 8, 1)), {.adapters = {{.max_rank = 4}, {.max_rank = 2}}}, rng);
+  Slices layer(MatrixX<double>(noise<double>(8, 8, 1)), {.adapters = {{.max_rank = 4}, {.max_rank = 2}}}, rng);
   randomize<Slices>(layer, 2);
   Pruning pruning(layer, {.interval = 1});
   Slices::Cache cache;
@@ -353,12 +353,12 @@ TEST_CASE("what is not a number has no order: it is refused by name and nothing 
   (void)layer.backward(noise<double>(8, 6, 4), cache, gradients);
   pruning.before_step(layer, gradients);
   layer.adapter.inner.slices[1].A(0, 0) = nan<double>;
-  const Vector<double> before = values<Slices>(layer);
+  const VectorX<double> before = values<Slices>(layer);
   CHECK_THROWS_SAYING(NonFiniteError, pruning.after_step(layer), "Pruning: 1.lora_A", "finite", "NaN");
   CHECK(equal_bits<double>(values<Slices>(layer), before));  // the first slice too
   CHECK(pruning.steps() == 0);
   randomize<Slices>(layer, 2);
-  const Vector<double> whole = values<Slices>(layer);
+  const VectorX<double> whole = values<Slices>(layer);
   SpoiltArchive archive;
   pruning.state(archive);
   CHECK_THROWS_SAYING(NonFiniteError, pruning.after_step(layer), "Pruning: norms of the inputs of 0.lora_A", "finite", "NaN");

@@ -46,7 +46,7 @@ struct TanhChain {
     std::vector<typename Link::Workspace> links;
   };
   struct Cache {
-    std::vector<Matrix<S>> x;  // and the output
+    std::vector<MatrixX<S>> x;  // and the output
     std::vector<typename Link::Cache> links;
   };
 
@@ -56,16 +56,16 @@ struct TanhChain {
   Index out_features() const { return links.back().out_features(); }
   Index max_rank() const { return links.front().max_rank(); }
 
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const {
+  MatrixX<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const {
     Cache cache;
     return forward(x, ranks, cache);
   }
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
+  MatrixX<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
     cache.links.resize(links.size());
-    link(links, cache.links);
-    cache.x = {Matrix<S>(x)};
+    link_chain(links, cache.links);
+    cache.x = {MatrixX<S>(x)};
     for (std::size_t n = 0; n < links.size(); ++n) {
-      Matrix<S> h(links[n].out_features(), x.cols());
+      MatrixX<S> h(links[n].out_features(), x.cols());
       links[n].apply(cache.x[n], ranks, cache.links[n], h);
       cache.x.push_back(h.array().tanh());
     }
@@ -73,7 +73,7 @@ struct TanhChain {
   }
   void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const { y = forward(x, ranks, cache); }
 
-  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
+  MatrixX<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
     Workspace workspace;
     return backward(dy, cache, gradients, workspace);
   }
@@ -86,14 +86,14 @@ struct TanhChain {
   }
 
  private:
-  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+  MatrixX<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
     gradients.links.resize(links.size());
     workspace.links.resize(links.size());
-    link(gradients.links, workspace.links);
-    Matrix<S> d = dy;
+    link_chain(gradients.links, workspace.links);
+    MatrixX<S> d = dy;
     for (std::size_t n = links.size(); n-- > 0;) {
       d.array() *= 1 - cache.x[n + 1].array().square();
-      Matrix<S> dx(links[n].in_features(), d.cols());
+      MatrixX<S> dx(links[n].in_features(), d.cols());
       links[n].set_backward(cache.x[n], d, cache.links[n], gradients.links[n], workspace.links[n], dx);
       d = dx;
     }

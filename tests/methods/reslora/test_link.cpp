@@ -39,7 +39,7 @@ using InFloat = Kinds<float>;
 template <class K>
 struct Batch {
   using S = typename K::Scalar;
-  std::vector<Matrix<S>> x, dy;
+  std::vector<MatrixX<S>> x, dy;
 
   Batch(std::size_t count, Index samples, std::uint64_t seed) {
     for (std::size_t n = 0; n < count; ++n) {
@@ -48,9 +48,9 @@ struct Batch {
     }
   }
 
-  std::vector<Matrix<S>> forward(const std::vector<typename K::Link>& links, const BatchRanks& ranks,
+  std::vector<MatrixX<S>> forward(const std::vector<typename K::Link>& links, const BatchRanks& ranks,
                                  std::vector<typename K::Cache>& caches) const {
-    std::vector<Matrix<S>> y;
+    std::vector<MatrixX<S>> y;
     for (std::size_t n = 0; n < links.size(); ++n) {
       y.emplace_back(6, x[n].cols());
       links[n].apply(x[n], ranks, caches[n], y.back());
@@ -58,9 +58,9 @@ struct Batch {
     return y;
   }
 
-  std::vector<Matrix<S>> backward(const std::vector<typename K::Link>& links, const std::vector<typename K::Cache>& caches,
+  std::vector<MatrixX<S>> backward(const std::vector<typename K::Link>& links, const std::vector<typename K::Cache>& caches,
                                   std::vector<typename K::Gradients>& gradients, std::vector<typename K::Workspace>& workspaces) const {
-    std::vector<Matrix<S>> dx(links.size());
+    std::vector<MatrixX<S>> dx(links.size());
     for (std::size_t n = links.size(); n-- > 0;) {
       dx[n].resize(6, x[n].cols());
       links[n].set_backward(x[n], dy[n], caches[n], gradients[n], workspaces[n], dx[n]);
@@ -69,23 +69,23 @@ struct Batch {
   }
 
   /// y and dx of one call, linked for it; gradients are added to.
-  std::pair<std::vector<Matrix<S>>, std::vector<Matrix<S>>> run(const std::vector<typename K::Link>& links, const BatchRanks& ranks,
+  std::pair<std::vector<MatrixX<S>>, std::vector<MatrixX<S>>> run(const std::vector<typename K::Link>& links, const BatchRanks& ranks,
                                                                 std::vector<typename K::Cache>& caches,
                                                                 std::vector<typename K::Gradients>& gradients) const {
     std::vector<typename K::Workspace> workspaces(links.size());
-    link(links, caches);
+    link_chain(links, caches);
     auto y = forward(links, ranks, caches);
-    link(gradients, workspaces);
+    link_chain(gradients, workspaces);
     auto dx = backward(links, caches, gradients, workspaces);
     return {std::move(y), std::move(dx)};
   }
 };
 
 /// y and dx of a weight.
-inline std::pair<Matrix<float>, Matrix<float>> run(const FrozenLinear<float>& base, const Matrix<float>& x, const Matrix<float>& dy) {
+inline std::pair<MatrixX<float>, MatrixX<float>> run(const FrozenLinear<float>& base, const MatrixX<float>& x, const MatrixX<float>& dy) {
   FrozenLinear<float>::Cache cache;
   FrozenLinear<float>::Gradients none;
-  const Matrix<float> y = base.forward(x, RankSlice::none(), cache);
+  const MatrixX<float> y = base.forward(x, RankSlice::none(), cache);
   return {y, base.backward(dy, cache, none)};
 }
 
@@ -97,8 +97,8 @@ std::vector<typename Link::Gradients> zeros(const std::vector<Link>& links) {
 }
 
 template <class Link>
-Vector<typename Link::Scalar> all_values(const std::vector<typename Link::Gradients>& gradients) {
-  std::vector<Vector<typename Link::Scalar>> parts;
+VectorX<typename Link::Scalar> all_values(const std::vector<typename Link::Gradients>& gradients) {
+  std::vector<VectorX<typename Link::Scalar>> parts;
   for (const auto& g : gradients) parts.push_back(values<Link>(g));
   return joined<typename Link::Scalar>(parts);
 }
@@ -110,21 +110,21 @@ TEMPLATE_LIST_TEST_CASE("a residual chain computes its equation at every rank an
     const Batch<K> batch(4, 3, 20);
     std::vector<typename K::Cache> caches(4);
     for (Index b = 1; b <= law_rank; ++b) {
-      link(links, caches);
+      link_chain(links, caches);
       const auto y = batch.forward(links, b, caches);
       for (Index n = 0; n < 4; ++n) {
         const auto at = [&](Index q) { return static_cast<std::size_t>(q); };
-        const auto A = [&](Index q) -> Matrix<double> { return links[at(q)].adapter.inner.A.topRows(b); };
-        const auto B = [&](Index q) -> Matrix<double> { return links[at(q)].adapter.inner.B.leftCols(b); };
+        const auto A = [&](Index q) -> MatrixX<double> { return links[at(q)].adapter.inner.A.topRows(b); };
+        const auto B = [&](Index q) -> MatrixX<double> { return links[at(q)].adapter.inner.B.leftCols(b); };
         const auto x = [&](Index q) { return batch.x[at(q)]; };
-        Matrix<double> delta = Matrix<double>::Zero(6, 3);
+        MatrixX<double> delta = MatrixX<double>::Zero(6, 3);
         const Index back = reach < 0 ? n : std::min(n, reach);
         if (K::kind == Shortcut::input) delta = B(n) * A(n) * (x(n) + x(n == 0 ? 0 : n - 1));
         for (Index q = n - back; q <= n; ++q) {
           if (K::kind == Shortcut::block) delta += B(q) * A(q) * x(n);
           if (K::kind == Shortcut::middle) delta += B(n) * A(q) * x(q);
         }
-        Matrix<double> expected = links[at(n)].base.W * x(n) + law_alpha / static_cast<double>(b) * delta;
+        MatrixX<double> expected = links[at(n)].base.W * x(n) + law_alpha / static_cast<double>(b) * delta;
         if (n % 2 == 0) expected.colwise() += links[at(n)].base.bias;
         CHECK(gap(y[at(n)], expected) < rounding<double>);
       }
@@ -139,7 +139,7 @@ TEMPLATE_LIST_TEST_CASE("a residual chain's backward is the derivative through w
     for (auto& link : chain.links) link.base.W *= 0.5;  // tanh at its slope
     for (const RankSlice rank : {RankSlice(1), RankSlice(2), RankSlice(3), RankSlice(3, 2), RankSlice(3, 1)}) {
       Rng rng(4);
-      const GradientReport report = check_gradients(chain, Matrix<double>(0.5 * noise<double>(4, 3, 1)), rank, rng);
+      const GradientReport report = check_gradients(chain, MatrixX<double>(0.5 * noise<double>(4, 3, 1)), rank, rng);
       INFO("reach " << reach << ", " << describe(rank) << ": " << report.where);
       CHECK(report.error < 1e-6);
       CHECK(report.entries == 4 * 3 + parameter_count(chain));
@@ -173,30 +173,30 @@ struct TwoAttentions {
                       [](auto& block) -> auto& { return block.v; }, [](auto& block) -> auto& { return block.o; }};
   }
 
-  Matrix<double> forward(ConstMatrixRef<double> x, const BatchRanks& ranks) const {
+  MatrixX<double> forward(ConstMatrixRef<double> x, const BatchRanks& ranks) const {
     Cache cache;
     return forward(x, ranks, cache);
   }
-  Matrix<double> forward(ConstMatrixRef<double> x, const BatchRanks& ranks, Cache& cache) const {
+  MatrixX<double> forward(ConstMatrixRef<double> x, const BatchRanks& ranks, Cache& cache) const {
     cache.blocks.resize(blocks.size());
-    std::apply([&](auto... member) { (link(blocks, cache.blocks, member), ...); }, projections());
-    Matrix<double> y = x;
+    std::apply([&](auto... member) { (link_chain(blocks, cache.blocks, member), ...); }, projections());
+    MatrixX<double> y = x;
     for (std::size_t i = 0; i < blocks.size(); ++i) y += blocks[i].forward(y, ranks, cache.blocks[i]);
     return y;
   }
   void forward(ConstMatrixRef<double> x, const BatchRanks& ranks, Cache& cache, MatrixRef<double> y) const { y = forward(x, ranks, cache); }
-  Matrix<double> backward(ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients) const {
+  MatrixX<double> backward(ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients) const {
     Workspace workspace;
-    Matrix<double> dx(in_features(), dy.cols());
+    MatrixX<double> dx(in_features(), dy.cols());
     backward(dy, cache, gradients, workspace, dx);
     return dx;
   }
   void backward(ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<double> dx) const {
     workspace.blocks.resize(blocks.size());
-    std::apply([&](auto... member) { (link(gradients.blocks, workspace.blocks, member), ...); }, projections());
+    std::apply([&](auto... member) { (link_chain(gradients.blocks, workspace.blocks, member), ...); }, projections());
     dx = dy;
     for (std::size_t i = blocks.size(); i-- > 0;) {
-      Matrix<double> d(dx.rows(), dx.cols());
+      MatrixX<double> d(dx.rows(), dx.cols());
       blocks[i].backward(dx, cache.blocks[i], gradients.blocks[i], workspace.blocks[i], d);
       dx += d;
     }
@@ -220,7 +220,7 @@ TEMPLATE_LIST_TEST_CASE("projections of attention blocks can be linked kind by k
   }
   randomize<TwoAttentions<TestType::kind>>(model, 3);
   Rng rng(4);
-  const GradientReport report = check_gradients(model, Matrix<double>(0.5 * noise<double>(4, 4, 1)), {3, 1}, rng);
+  const GradientReport report = check_gradients(model, MatrixX<double>(0.5 * noise<double>(4, 4, 1)), {3, 1}, rng);
   INFO(report.where);
   CHECK(report.error < 1e-6);
   // The layers that a traversal finds are weights with an adapter each.
@@ -317,13 +317,13 @@ TEMPLATE_LIST_TEST_CASE("micro-batches of other sizes and ranks accumulate as if
   for (const auto& [samples, ranks] : micro_batches) {
     const Batch<K> batch(3, samples, ++seed);
     std::vector<typename K::Cache> own(3);
-    link(links, shared);
-    link(links, own);
+    link_chain(links, shared);
+    link_chain(links, own);
     const auto y = batch.forward(links, ranks, shared), y_own = batch.forward(links, ranks, own);
-    link(got, workspaces);
+    link_chain(got, workspaces);
     const auto dx = batch.backward(links, shared, got, workspaces);
     std::vector<typename K::Workspace> own_workspaces(3);
-    link(expected, own_workspaces);
+    link_chain(expected, own_workspaces);
     const auto dx_own = batch.backward(links, own, expected, own_workspaces);
     for (std::size_t n = 0; n < 3; ++n) {
       CHECK(same_bits(y[n], y_own[n]));
@@ -340,15 +340,15 @@ TEMPLATE_LIST_TEST_CASE("a backward can be repeated on the caches of one forward
   std::vector<typename K::Cache> caches(3);
   std::vector<typename K::Workspace> workspaces(3);
   auto once = zeros(links), twice = zeros(links);
-  link(links, caches);
+  link_chain(links, caches);
   (void)batch.forward(links, 3, caches);
-  link(once, workspaces);
+  link_chain(once, workspaces);
   const auto dx = batch.backward(links, caches, once, workspaces);
-  link(twice, workspaces);
+  link_chain(twice, workspaces);
   (void)batch.backward(links, caches, twice, workspaces);
   const auto again = batch.backward(links, caches, twice, workspaces);
   for (std::size_t n = 0; n < 3; ++n) CHECK(same_bits(again[n], dx[n]));
-  CHECK(same_bits(all_values<typename K::Link>(twice), Vector<double>(2 * all_values<typename K::Link>(once))));
+  CHECK(same_bits(all_values<typename K::Link>(twice), VectorX<double>(2 * all_values<typename K::Link>(once))));
 }
 
 TEMPLATE_LIST_TEST_CASE("copies of linked caches and workspaces are chains of their own once they are linked", "", InFloat) {
@@ -358,15 +358,15 @@ TEMPLATE_LIST_TEST_CASE("copies of linked caches and workspaces are chains of th
   std::vector<typename K::Cache> caches(3);
   std::vector<typename K::Workspace> workspaces(3);
   auto gradients = zeros(links);
-  link(links, caches);
+  link_chain(links, caches);
   const auto y = first.forward(links, 3, caches);
-  link(gradients, workspaces);
+  link_chain(gradients, workspaces);
   auto other_caches = caches;
   auto other_gradients = gradients;
   auto other_workspaces = workspaces;
-  link(links, other_caches);
+  link_chain(links, other_caches);
   (void)second.forward(links, 5, other_caches);
-  link(other_gradients, other_workspaces);
+  link_chain(other_gradients, other_workspaces);
   (void)second.backward(links, other_caches, other_gradients, other_workspaces);
   const auto dx = first.backward(links, caches, gradients, workspaces);
 
@@ -382,11 +382,11 @@ TEMPLATE_LIST_TEST_CASE("copies of linked caches, gradients and workspaces, and 
   using K = TestType;
   const auto links = K::links(3);
   const Batch<K> batch(3, 4, 1);
-  Matrix<float> y(6, 4), dx(6, 4);
+  MatrixX<float> y(6, 4), dx(6, 4);
   std::vector<typename K::Cache> caches(3);
   std::vector<typename K::Workspace> workspaces(3);
   auto gradients = zeros(links);
-  link(links, caches);
+  link_chain(links, caches);
   auto copies = caches;
   for (std::size_t n = 0; n < 3; ++n)
     CHECK_THROWS_SAYING(std::invalid_argument, links[n].apply(batch.x[n], 3, copies[n], y), "cache", "linked for this adapter", "moved");
@@ -394,26 +394,26 @@ TEMPLATE_LIST_TEST_CASE("copies of linked caches, gradients and workspaces, and 
   caches.reserve(caches.capacity() + 1);  // what was linked is no longer there
   for (std::size_t n = 0; n < 3; ++n)
     CHECK_THROWS_SAYING(std::invalid_argument, links[n].apply(batch.x[n], 3, caches[n], y), "cache", "linked for this adapter", "moved");
-  link(links, caches);
+  link_chain(links, caches);
   (void)batch.forward(links, 3, caches);
   caches.reserve(caches.capacity() + 1);  // for a backward they may move
   auto expected = zeros(links);
-  link(expected, workspaces);
+  link_chain(expected, workspaces);
   const auto dx_expected = batch.backward(links, caches, expected, workspaces);
 
   const auto refused = [&](std::vector<typename K::Workspace>& given, const std::string& what, const std::string& wanted) {
     CHECK_THROWS_SAYING(std::invalid_argument, links[2].set_backward(batch.x[2], batch.dy[2], caches[2], gradients[2], given[2], dx), what,
                         wanted, "moved");
   };
-  link(gradients, workspaces);
+  link_chain(gradients, workspaces);
   auto copied = workspaces;
   refused(copied, "workspace", "one that was linked");
   workspaces.reserve(workspaces.capacity() + 1);
   refused(workspaces, "workspace", "one that was linked");
-  link(gradients, workspaces);
+  link_chain(gradients, workspaces);
   gradients.reserve(gradients.capacity() + 1);
   refused(workspaces, "gradients", "those that were linked");
-  link(gradients, workspaces);
+  link_chain(gradients, workspaces);
   const auto got = batch.backward(links, caches, gradients, workspaces);
   for (std::size_t n = 0; n < 3; ++n) CHECK(same_bits(got[n], dx_expected[n]));
   CHECK(same_bits(all_values<typename K::Link>(gradients), all_values<typename K::Link>(expected)));
@@ -424,8 +424,8 @@ TEMPLATE_LIST_TEST_CASE("a link refuses what an earlier batch has left", "", InF
   const auto links = K::links(3);
   const Batch<K> batch(3, 4, 1), small(3, 2, 1);
   std::vector<typename K::Cache> caches(3);
-  Matrix<float> y(6, 4), y_small(6, 2);
-  link(links, caches);
+  MatrixX<float> y(6, 4), y_small(6, 2);
+  link_chain(links, caches);
   CHECK_THROWS_SAYING(ShapeError, links[1].apply(batch.x[1], 3, caches[1], y), "earlier link", "this batch", "got none");
   (void)batch.forward(links, 3, caches);
   // The same size, so that nothing but the order of the calls tells.
@@ -437,7 +437,7 @@ TEMPLATE_LIST_TEST_CASE("a link refuses what an earlier batch has left", "", InF
   links[1].apply(batch.x[1], 3, caches[1], y);
   links[2].apply(batch.x[2], 3, caches[2], y);
   // Linked for the next batch: nothing is left of this one.
-  link(links, caches);
+  link_chain(links, caches);
   CHECK_THROWS_SAYING(ShapeError, links[1].apply(batch.x[1], 3, caches[1], y), "earlier link", "got none");
 }
 
@@ -446,9 +446,9 @@ TEMPLATE_LIST_TEST_CASE("links of one chain refuse ranks that differ", "", InFlo
   const auto links = K::links(2);
   const Batch<K> batch(2, 4, 1);
   std::vector<typename K::Cache> caches(2);
-  Matrix<float> y(6, 4);
+  MatrixX<float> y(6, 4);
   const auto refused = [&](const BatchRanks& ranks) {
-    link(links, caches);
+    link_chain(links, caches);
     links[0].apply(batch.x[0], {4, 3}, caches[0], y);
     CHECK_THROWS_SAYING(std::invalid_argument, links[1].apply(batch.x[1], ranks, caches[1], y), "ranks", "earlier link (highest 4)",
                         "got others (highest " + std::to_string(ranks.highest()));
@@ -463,7 +463,7 @@ TEMPLATE_LIST_TEST_CASE("a link refuses a cache or a workspace that is not linke
   using K = TestType;
   const auto links = K::links(3);
   const Batch<K> batch(3, 4, 1);
-  Matrix<float> y(6, 4), dx(6, 4);
+  MatrixX<float> y(6, 4), dx(6, 4);
   std::vector<typename K::Cache> caches(3);
   std::vector<typename K::Workspace> workspaces(3);
   // As an inference that knows no chain would: rather an error than another function.
@@ -472,15 +472,15 @@ TEMPLATE_LIST_TEST_CASE("a link refuses a cache or a workspace that is not linke
   STATIC_REQUIRE_FALSE(Layer<typename K::Link>);
   STATIC_REQUIRE(Projection<typename K::Link>);
   const auto others = K::links(3);
-  link(others, caches);
+  link_chain(others, caches);
   CHECK_THROWS_SAYING(std::invalid_argument, links[0].apply(batch.x[0], 3, caches[0], y), "cache", "linked for this adapter",
                       "got another's");
-  link(links, caches);
+  link_chain(links, caches);
   (void)batch.forward(links, 3, caches);
   auto gradients = zeros(links);
   CHECK_THROWS_SAYING(ShapeError, links[2].set_backward(batch.x[2], batch.dy[2], caches[2], gradients[2], workspaces[2], dx),
                       "earlier links of the workspace", "linked", "expected 2", "got 0");
-  link(gradients, workspaces);
+  link_chain(gradients, workspaces);
   CHECK_THROWS_SAYING(ShapeError, links[1].set_backward(batch.x[1], batch.dy[1], caches[1], gradients[1], workspaces[1], dx), "later links",
                       "expected 1", "got 0");
   links[2].set_backward(batch.x[2], batch.dy[2], caches[2], gradients[2], workspaces[2], dx);
@@ -488,11 +488,11 @@ TEMPLATE_LIST_TEST_CASE("a link refuses a cache or a workspace that is not linke
   CHECK_THROWS_SAYING(ShapeError, links[1].set_backward(batch.x[1], batch.dy[1], caches[1], gradients[1], workspaces[1], dx), "later links",
                       "expected 1", "got 2");
   // Linked again, what the unfinished backward has left is gone.
-  link(gradients, workspaces);
+  link_chain(gradients, workspaces);
   for (auto& g : gradients) set_zero(links[0], g);
   auto expected = zeros(links);
   (void)batch.backward(links, caches, gradients, workspaces);
-  link(expected, workspaces);
+  link_chain(expected, workspaces);
   (void)batch.backward(links, caches, expected, workspaces);
   CHECK(same_bits(all_values<typename K::Link>(gradients), all_values<typename K::Link>(expected)));
 }
@@ -503,13 +503,13 @@ TEMPLATE_LIST_TEST_CASE("a backward refuses a cache of another batch than the la
   const Batch<K> batch(2, 4, 1), small(2, 2, 1);
   std::vector<typename K::Cache> caches(2), others(2);
   std::vector<typename K::Workspace> workspaces(2);
-  link(links, caches);
+  link_chain(links, caches);
   (void)batch.forward(links, 3, caches);
-  link(links, others);
+  link_chain(links, others);
   (void)small.forward(links, 3, others);
   auto gradients = zeros(links);
-  link(gradients, workspaces);
-  Matrix<float> dx(6, 4), dx_small(6, 2);
+  link_chain(gradients, workspaces);
+  MatrixX<float> dx(6, 4), dx_small(6, 2);
   links[1].set_backward(batch.x[1], batch.dy[1], caches[1], gradients[1], workspaces[1], dx);
   CHECK_THROWS_SAYING(ShapeError, links[0].set_backward(small.x[0], small.dy[0], others[0], gradients[0], workspaces[0], dx_small), "cache",
                       "expected that of the batch", "4 samples", "got 2 samples");
@@ -525,13 +525,13 @@ TEMPLATE_LIST_TEST_CASE("a chain is refused unless its links have one shape and 
   std::vector<typename K::Cache> caches(3);
   auto links = K::links(3);
   links[2].adapter.position = 1;
-  CHECK_THROWS_SAYING(ShapeError, link(links, caches), "position", "expected 2", "got 1");
+  CHECK_THROWS_SAYING(ShapeError, link_chain(links, caches), "position", "expected 2", "got 1");
   links = K::links(3);
   links[1].adapter.reach = 1;
-  CHECK_THROWS_SAYING(ShapeError, link(links, caches), "reach", "expected -1", "got 1");
+  CHECK_THROWS_SAYING(ShapeError, link_chain(links, caches), "reach", "expected -1", "got 1");
   links = K::links(3);
   truncate(links[1], 4);
-  CHECK_THROWS_SAYING(ShapeError, link(links, caches), "components", "expected 4", "got 5");
+  CHECK_THROWS_SAYING(ShapeError, link_chain(links, caches), "components", "expected 4", "got 5");
   links = K::links(3);
   const auto replaced = [&](Index in, Index out) {
     auto adapter = make_adapter<ResidualLowRank<float, K::kind>>(in, out, 5, 1);
@@ -539,23 +539,23 @@ TEMPLATE_LIST_TEST_CASE("a chain is refused unless its links have one shape and 
     links[1] = typename K::Link(MakeWeight<DenseWeight<float>>::make(out, in, false, 1), adapter);
   };
   replaced(7, 6);
-  CHECK_THROWS_SAYING(ShapeError, link(links, caches), "in_features", "expected 7", "got 6");
+  CHECK_THROWS_SAYING(ShapeError, link_chain(links, caches), "in_features", "expected 7", "got 6");
   replaced(6, 7);
   if (K::kind == Shortcut::input) {
-    CHECK_NOTHROW(link(links, caches));
+    CHECK_NOTHROW(link_chain(links, caches));
   } else {
-    CHECK_THROWS_SAYING(ShapeError, link(links, caches), "out_features", "expected 7", "got 6");
+    CHECK_THROWS_SAYING(ShapeError, link_chain(links, caches), "out_features", "expected 7", "got 6");
   }
   // Where nothing is shared, nothing need agree.
   if (K::kind != Shortcut::input) {
     for (auto& link : links) link.adapter.reach = 0;
-    CHECK_NOTHROW(link(links, caches));
+    CHECK_NOTHROW(link_chain(links, caches));
   }
   caches.resize(2);
-  CHECK_THROWS_SAYING(ShapeError, link(K::links(3), caches), "number of caches", "expected 3", "got 2");
+  CHECK_THROWS_SAYING(ShapeError, link_chain(K::links(3), caches), "number of caches", "expected 3", "got 2");
   auto gradients = zeros(K::links(3));
   std::vector<typename K::Workspace> workspaces(2);
-  CHECK_THROWS_SAYING(ShapeError, link(gradients, workspaces), "number of workspaces", "expected 3", "got 2");
+  CHECK_THROWS_SAYING(ShapeError, link_chain(gradients, workspaces), "number of workspaces", "expected 3", "got 2");
 }
 
 TEST_CASE("linking does nothing for layers without shortcuts") {
@@ -563,8 +563,8 @@ TEST_CASE("linking does nothing for layers without shortcuts") {
   std::vector<Linear<float>::Cache> caches(1);
   std::vector<Linear<float>::Gradients> gradients(2);
   std::vector<Linear<float>::Workspace> workspaces(1);
-  CHECK_NOTHROW(link(layers, caches));
-  CHECK_NOTHROW(link(gradients, workspaces));
+  CHECK_NOTHROW(link_chain(layers, caches));
+  CHECK_NOTHROW(link_chain(gradients, workspaces));
 }
 
 TEMPLATE_LIST_TEST_CASE("a chain without components is its weights and learns nothing", "", InFloat) {
@@ -575,9 +575,9 @@ TEMPLATE_LIST_TEST_CASE("a chain without components is its weights and learns no
   std::vector<typename K::Cache> caches(3);
   std::vector<typename K::Workspace> workspaces(3);
   auto gradients = zeros(links);
-  link(links, caches);
+  link_chain(links, caches);
   const auto y = batch.forward(links, 5, caches);
-  link(gradients, workspaces);
+  link_chain(gradients, workspaces);
   const auto dx = batch.backward(links, caches, gradients, workspaces);
   for (std::size_t n = 0; n < 3; ++n) {
     const auto expected = run(FrozenLinear<float>(links[n].base), batch.x[n], batch.dy[n]);
@@ -590,16 +590,16 @@ TEMPLATE_LIST_TEST_CASE("a chain without components is its weights and learns no
 TEMPLATE_LIST_TEST_CASE("a chain gives the same bits for any number of threads", "", InFloat) {
   using K = TestType;
   const typename K::Chain chain{make_links<float, K::kind>(2, -1, 150, 12)};
-  const Matrix<float> x = noise<float>(150, 300, 1), dy = noise<float>(150, 300, 2);
+  const MatrixX<float> x = noise<float>(150, 300, 1), dy = noise<float>(150, 300, 2);
   const BatchRanks ranks = BatchRanks::per_sequence(Sequences({100, 150, 50}), {12, {7, 3}, 12});
   const auto results = [&] {
     typename K::Chain::Cache cache;
     auto gradients = zeros_like(chain);
-    const Matrix<float> y = chain.forward(x, ranks, cache), dx = chain.backward(dy, cache, gradients);
+    const MatrixX<float> y = chain.forward(x, ranks, cache), dx = chain.backward(dy, cache, gradients);
     return joined<float>({y.reshaped(), dx.reshaped(), values<typename K::Chain>(gradients)});
   };
-  const Vector<float> expected = results();
-  for_each_threading(results, [&](const Vector<float>& got, const std::string& where) {
+  const VectorX<float> expected = results();
+  for_each_threading(results, [&](const VectorX<float>& got, const std::string& where) {
     INFO(where);
     CHECK(same_bits(got, expected));
   });

@@ -12,10 +12,10 @@ namespace dylora::test {
 
 /// The links' outputs for these inputs.
 template <class Link>
-std::vector<Matrix<double>> outputs(const std::vector<Link>& links, const std::vector<Matrix<double>>& x, Index rank) {
+std::vector<MatrixX<double>> outputs(const std::vector<Link>& links, const std::vector<MatrixX<double>>& x, Index rank) {
   std::vector<typename Link::Cache> caches(links.size());
-  link(links, caches);
-  std::vector<Matrix<double>> y;
+  link_chain(links, caches);
+  std::vector<MatrixX<double>> y;
   for (std::size_t n = 0; n < links.size(); ++n) {
     y.emplace_back(links[n].out_features(), x[n].cols());
     links[n].apply(x[n], rank, caches[n], y.back());
@@ -23,14 +23,14 @@ std::vector<Matrix<double>> outputs(const std::vector<Link>& links, const std::v
   return y;
 }
 
-inline Matrix<double> apply(const DenseWeight<double>& weight, const Matrix<double>& x) {
-  Matrix<double> y(weight.rows(), x.cols());
+inline MatrixX<double> apply(const DenseWeight<double>& weight, const MatrixX<double>& x) {
+  MatrixX<double> y(weight.rows(), x.cols());
   weight.apply(x, y);
   return y;
 }
 
 template <class Link>
-InputNorms norms_of(const std::vector<Link>& links, const std::vector<Matrix<double>>& x) {
+InputNorms norms_of(const std::vector<Link>& links, const std::vector<MatrixX<double>>& x) {
   InputNorms norms(static_cast<Index>(links.size()));
   for (std::size_t n = 0; n < links.size(); ++n) norms.observe(static_cast<Index>(n), x[n]);
   return norms;
@@ -38,19 +38,19 @@ InputNorms norms_of(const std::vector<Link>& links, const std::vector<Matrix<dou
 
 /// W_n + s · gain · B_n · A at rank b.
 template <class Link>
-Matrix<double> with_update(const Link& link, Index b, const Matrix<double>& A, double gain) {
+MatrixX<double> with_update(const Link& link, Index b, const MatrixX<double>& A, double gain) {
   return link.base.W + gain * link.adapter.inner.scale(b) * link.adapter.inner.B.leftCols(b) * A;
 }
 
 template <class Link>
-Matrix<double> A_of(const Link& link, Index b) {
+MatrixX<double> A_of(const Link& link, Index b) {
   return link.adapter.inner.A.topRows(b);
 }
 
 TEST_CASE("oracle of ResLoRA: a block chain merged is exact to rounding for any inputs") {
   for (const Index reach : {-1, 0, 1, 2}) {
     const auto links = make_links<double, Shortcut::block>(4, reach);
-    std::vector<Matrix<double>> x;
+    std::vector<MatrixX<double>> x;
     for (std::uint64_t n = 0; n < 4; ++n) x.push_back(noise<double>(6, 3, n + 1));
     for (Index b = 1; b <= law_rank; ++b) {
       const auto y = outputs(links, x, b);
@@ -64,8 +64,8 @@ TEST_CASE("oracle of ResLoRA: a block chain merged is exact to rounding for any 
 TEST_CASE("oracle of ResLoRA: where an input is c times the next one, merging an input chain by inputs finds c and is exact") {
   const auto links = make_links<double, Shortcut::input>(3);
   const double c[] = {0.5, 4};
-  const Matrix<double> last = noise<double>(6, 3, 1);
-  const std::vector<Matrix<double>> x{c[0] * c[1] * last, c[1] * last, last};
+  const MatrixX<double> last = noise<double>(6, 3, 1);
+  const std::vector<MatrixX<double>> x{c[0] * c[1] * last, c[1] * last, last};
   const InputNorms norms = norms_of(links, x);
   CHECK(norms.ratio(0, 1) == c[0]);
   CHECK(norms.ratio(1, 2) == c[1]);
@@ -78,8 +78,8 @@ TEST_CASE("oracle of ResLoRA: where an input is c times the next one, merging an
 
 TEST_CASE("oracle of ResLoRA: where the inputs are multiples of each other, folding A of a middle chain is exact") {
   const auto links = make_links<double, Shortcut::middle>(3);
-  const Matrix<double> last = noise<double>(6, 3, 1);
-  const std::vector<Matrix<double>> x{2 * last, 0.25 * last, last};
+  const MatrixX<double> last = noise<double>(6, 3, 1);
+  const std::vector<MatrixX<double>> x{2 * last, 0.25 * last, last};
   for (Index b = 1; b <= law_rank; ++b) {
     const auto y = outputs(links, x, b);
     const auto weights = merge_folded(links, norms_of(links, x), b);
@@ -112,7 +112,7 @@ TEST_CASE("merging an input chain by weights takes the norms of the merged weigh
   std::vector<double> f;
   for (std::size_t n = 0; n < 4; ++n) {
     const double alpha = n < 2 ? 1 : f[n - 2] / f[n - 1];
-    const Matrix<double> expected = with_update(links[n], 3, A_of(links[n], 3), 1 + alpha);
+    const MatrixX<double> expected = with_update(links[n], 3, A_of(links[n], 3), 1 + alpha);
     CHECK(gap(weights[n].W, expected) < rounding<double>);
     CHECK(same_bits(weights[n].bias, links[n].base.bias));
     f.push_back(expected.norm());
@@ -126,7 +126,7 @@ TEST_CASE("merging a middle chain by a scalar adds the ratios of the norms of A 
     InputNorms norms(4);
     std::vector<double> f;
     for (std::size_t n = 0; n < 4; ++n) {
-      const Matrix<double> Ax = A_of(links[n], b) * noise<double>(6, 3, n + 1);
+      const MatrixX<double> Ax = A_of(links[n], b) * noise<double>(6, 3, n + 1);
       norms.observe(static_cast<Index>(n), Ax);
       f.push_back(Ax.norm());
     }
@@ -140,7 +140,7 @@ TEST_CASE("merging a middle chain by a scalar adds the ratios of the norms of A 
 }
 
 TEST_CASE("the first link of every chain merges exactly whatever was observed") {
-  const Matrix<double> x = noise<double>(6, 3, 1);
+  const MatrixX<double> x = noise<double>(6, 3, 1);
   InputNorms norms(1);
   norms.observe(0, x);
   const auto check = [&](const auto& links, const std::vector<DenseWeight<double>>& weights) {
@@ -157,19 +157,19 @@ TEST_CASE("the first link of every chain merges exactly whatever was observed") 
 TEST_CASE("norms are means over a sliding window of batches") {
   InputNorms norms(2, 3);
   CHECK(norms.mean(0) == 0);
-  for (const float size : {100.0F, 1.0F, 2.0F, 6.0F}) norms.observe(0, Matrix<float>::Constant(1, 4, size / 2));
+  for (const float size : {100.0F, 1.0F, 2.0F, 6.0F}) norms.observe(0, MatrixX<float>::Constant(1, 4, size / 2));
   CHECK(norms.mean(0) == 3);
   CHECK(norms.mean(1) == 0);
   InputNorms papers(1);
-  papers.observe(0, Matrix<double>::Constant(1, 1, 1000));
-  for (int batch = 0; batch < 100; ++batch) papers.observe(0, Matrix<double>::Constant(1, 1, 2));
+  papers.observe(0, MatrixX<double>::Constant(1, 1, 1000));
+  for (int batch = 0; batch < 100; ++batch) papers.observe(0, MatrixX<double>::Constant(1, 1, 2));
   CHECK(papers.mean(0) == 2);
 }
 
 TEST_CASE("a ratio with a norm of zero is one") {
   InputNorms norms(3);
-  norms.observe(0, Matrix<double>::Zero(2, 2));
-  norms.observe(1, Matrix<double>::Ones(2, 2));
+  norms.observe(0, MatrixX<double>::Zero(2, 2));
+  norms.observe(1, MatrixX<double>::Ones(2, 2));
   CHECK(norms.ratio(0, 1) == 1);
   CHECK(norms.ratio(1, 0) == 1);
   CHECK(norms.ratio(1, 2) == 1);
@@ -218,7 +218,7 @@ TEST_CASE("merging refuses ranks and norms that do not fit") {
   CHECK_THROWS_SAYING(std::invalid_argument, InputNorms(2, 0), "window", "1 or more", "got 0");
   CHECK_THROWS_SAYING(std::invalid_argument, InputNorms(-1), "links", "0 or more", "got -1");
   InputNorms norms(2);
-  CHECK_THROWS_SAYING(std::invalid_argument, norms.observe(2, Matrix<float>::Ones(1, 1)), "link", "[0, 1]", "got 2");
+  CHECK_THROWS_SAYING(std::invalid_argument, norms.observe(2, MatrixX<float>::Ones(1, 1)), "link", "[0, 1]", "got 2");
   CHECK_THROWS_SAYING(std::invalid_argument, norms.mean(-1), "link", "[0, 1]", "got -1");
 }
 

@@ -26,7 +26,7 @@ namespace dylora::test {
 /// The first link of a chain with these factors.
 template <class S, Shortcut shortcut>
 void check_first_link(double alpha) {
-  const Matrix<S> x = noise<S>(9, 5, 1), dy = noise<S>(7, 5, 2);
+  const MatrixX<S> x = noise<S>(9, 5, 1), dy = noise<S>(7, 5, 2);
   LowRank<S> lora = make_adapter<LowRank<S>>(9, 7, law_rank, 10);
   randomize<LowRank<S>>(lora, 3);
   const ResidualLowRank<S, shortcut> first(lora, -1, 0);
@@ -59,8 +59,8 @@ TEST_CASE("a residual adapter refuses a reach or position that cannot be") {
 
 TEST_CASE("a residual adapter's factors that were made to disagree after construction are refused") {
   auto adapter = make_adapter<ResidualLowRank<float, Shortcut::input>>(6, 4, 3, 1);
-  adapter.inner.B = Matrix<float>::Ones(4, 2);
-  Matrix<float> y(4, 2);
+  adapter.inner.B = MatrixX<float>::Ones(4, 2);
+  MatrixX<float> y(4, 2);
   ResidualLowRank<float, Shortcut::input>::Cache cache;
   CHECK_THROWS_SAYING(ShapeError, adapter.add_forward(noise<float>(6, 2, 1), 3, cache, y), "columns of B", "expected 3", "got 2");
 }

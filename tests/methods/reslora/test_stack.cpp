@@ -41,8 +41,8 @@ struct MakeLayer<ResidualStack<S, shortcut>> {
 };
 
 template <class S, Shortcut shortcut>
-Vector<S> frozen_values(const ResidualStack<S, shortcut>& stack) {
-  std::vector<Vector<S>> parts;
+VectorX<S> frozen_values(const ResidualStack<S, shortcut>& stack) {
+  std::vector<VectorX<S>> parts;
   for (const auto& link : stack.links) parts.push_back(frozen_values(link));
   return joined<S>(parts);
 }
@@ -59,7 +59,7 @@ TEST_CASE("oracle of ResLoRA: a block stack merged at any rank is a plain stack 
   const auto stack = MakeLayer<BlockStack<double>>::make(1, law_rank);
   BlockStack<double> trained = stack;
   randomize<BlockStack<double>>(trained, 3);
-  const Matrix<double> x = noise<double>(6, 4, 1);
+  const MatrixX<double> x = noise<double>(6, 4, 1);
   for (Index b = 1; b <= law_rank; ++b) {
     const auto merged = trained.merged(b);
     CHECK(merged.max_rank() == 0);
@@ -86,8 +86,8 @@ TEST_CASE("a residual stack is made from weights, with A drawn in order and B = 
   const std::vector<DenseWeight<float>> W{noise<float>(6, 6, 1), noise<float>(6, 6, 2)};
   const BlockStack<float> stack(W, {.adapter = {.max_rank = 3}, .reach = 1}, rng);
   const LowRank<float> first(6, 6, {.max_rank = 3}, same), second(6, 6, {.max_rank = 3}, same);
-  CHECK(same_bits(Matrix<float>(stack.links[0].adapter.inner.A), Matrix<float>(first.A)));
-  CHECK(same_bits(Matrix<float>(stack.links[1].adapter.inner.A), Matrix<float>(second.A)));
+  CHECK(same_bits(MatrixX<float>(stack.links[0].adapter.inner.A), MatrixX<float>(first.A)));
+  CHECK(same_bits(MatrixX<float>(stack.links[1].adapter.inner.A), MatrixX<float>(second.A)));
   CHECK(stack.links[1].adapter.inner.B.isZero(0));
   CHECK(stack.links[1].adapter.position == 1);
   CHECK(stack.links[1].adapter.reach == 1);
@@ -106,7 +106,7 @@ TEST_CASE("a residual stack refuses links that do not fit each other") {
   CHECK_THROWS_SAYING(ShapeError, BlockStack<float>(weights({{5, 4}, {5, 5}}), all, rng), "in_features of a linked adapter");
   CHECK_THROWS_SAYING(ShapeError, MiddleStack<float>(weights({{4, 4}, {5, 4}}), all, rng), "out_features of a linked adapter");
   CHECK_THROWS_SAYING(ShapeError, InputStack<float>(weights({{5, 4}, {5, 5}}), all, rng), "in_features of a linked adapter");
-  const Matrix<float> x = noise<float>(4, 3, 1);
+  const MatrixX<float> x = noise<float>(4, 3, 1);
   CHECK(InputStack<float>(weights({{4, 4}, {5, 4}}), all, rng).forward(x, 2).rows() == 5);
   CHECK(MiddleStack<float>(weights({{5, 4}, {3, 5}}), none, rng).forward(x, 2).rows() == 3);
 }

@@ -11,8 +11,8 @@
 int main() {
   using namespace dylora;
   Rng rng(1);
-  const Matrix<float> W = random_uniform<float>(3, 4, 0.5, rng);
-  const Matrix<float> x = random_uniform<float>(4, 5, 0.5, rng);
+  const MatrixX<float> W = random_uniform<float>(3, 4, 0.5, rng);
+  const MatrixX<float> x = random_uniform<float>(4, 5, 0.5, rng);
   const Linear<float> layer(W, {.max_rank = 2}, rng);
 #ifdef WITH_IO
   save_peft("adapter", layer, 1, {.prefix = "layer"});

@@ -88,7 +88,7 @@ class GgufAdapter {
     const auto pair = pairs_.extract(base);
     if (cut_.erase(base) > 0) {
       if (!pair.empty()) fail("tensor " + in_quotes(base) + ": expected either factors or a place in " + detail::rank_0_key + ", got both");
-      return LowRankFactors<S>{RowMatrix<S>(0, in_features), Matrix<S>(out_features, 0), 1};
+      return LowRankFactors<S>{RowMatrix<S>(0, in_features), MatrixX<S>(out_features, 0), 1};
     }
     if (pair.empty()) return std::nullopt;
     const detail::GgufPair tensors = pair.mapped();

@@ -18,7 +18,7 @@ namespace dylora::detail {
 struct GgufFactors {
   GgufPlace place;
   RowMatrix<float> A;
-  Matrix<double> B;  // still without the part of the scale that α cannot say
+  MatrixX<double> B;  // still without the part of the scale that α cannot say
   double scale;
 
   Index rank() const { return A.rows(); }

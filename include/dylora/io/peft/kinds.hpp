@@ -41,7 +41,7 @@ struct PeftShape {
 /// What a file has for one module, its tensors as the matrices of PeftShape.
 template <std::floating_point S>
 struct PeftAdapter : FileAdapter<S> {
-  Vector<S> magnitude = {};  ///< of DoRA, else empty
+  VectorX<S> magnitude = {};  ///< of DoRA, else empty
 };
 
 }  // namespace dylora

@@ -103,7 +103,7 @@ class PeftConvolution {
     std::vector<LowRankFactors<S>> parts;
     for (const P& group : convolution_.groups) parts.push_back(group.adapter.factors(std::min(rank, group.adapter.max_rank())));
     const Index b = parts.front().A.rows(), in = parts.front().A.cols(), out = parts.front().B.rows();
-    LowRankFactors<S> whole{RowMatrix<S>::Zero(b * groups(), in * groups()), Matrix<S>(out * groups(), b), parts.front().scale};
+    LowRankFactors<S> whole{RowMatrix<S>::Zero(b * groups(), in * groups()), MatrixX<S>(out * groups(), b), parts.front().scale};
     for (std::size_t g = 0; g < parts.size(); ++g) {
       const auto group = static_cast<Index>(g);
       if (parts[g].A.rows() != b || parts[g].scale != whole.scale)

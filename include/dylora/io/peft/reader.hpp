@@ -104,7 +104,7 @@ class PeftFolder {
   std::optional<PeftAdapter<S>> take(const std::string& module, const PeftShape& shape) {
     if (rank_0_.contains(module)) {
       taken_.insert(module);
-      return PeftAdapter<S>{{{RowMatrix<S>(0, shape.in()), Matrix<S>(shape.out, 0), 1}}};
+      return PeftAdapter<S>{{{RowMatrix<S>(0, shape.in()), MatrixX<S>(shape.out, 0), 1}}};
     }
     const auto found = tensors_.modules.find(module);
     if (found == tensors_.modules.end()) return std::nullopt;
@@ -117,7 +117,7 @@ class PeftFolder {
     const bool linear = kind == PeftKind::linear;
     const std::string from_config = ", the rank from adapter_config.json";
     RowMatrix<S> rows_of_A = matrix<S>(*A, shape.A(rank), (linear ? "rank × in_features" : "A of " + described(kind)) + from_config);
-    Matrix<S> rows_of_B = matrix<S>(*B, shape.B(rank), (linear ? "out_features × rank" : "B of " + described(kind)) + from_config);
+    MatrixX<S> rows_of_B = matrix<S>(*B, shape.B(rank), (linear ? "out_features × rank" : "B of " + described(kind)) + from_config);
     PeftAdapter<S> result{{{std::move(rows_of_A), std::move(rows_of_B), 1}, alpha}};
     require_groups_apart(*A, result.factors.A, shape);
     if (shape.dora) result.magnitude = matrix<S>(*magnitude, {shape.out}, "out_features");

@@ -101,8 +101,8 @@ struct SeparateProjections {
 ///
 ///     Linear<float> q(Wq, {.max_rank = 8}, rng), k(Wk, {.max_rank = 8}, rng), v(Wv, {.max_rank = 8}, rng), o(Wo, {.max_rank = 8}, rng);
 ///     Attention<float> attention(q, k, v, o, {.heads = 4});
-///     const Matrix<float> y = attention.forward(x, Sequences({17, 5, 42}), 4, cache);     // without Sequences, x is one sequence
-///     const Matrix<float> dx = attention.backward(dy, cache, gradients);
+///     const MatrixX<float> y = attention.forward(x, Sequences({17, 5, 42}), 4, cache);     // without Sequences, x is one sequence
+///     const MatrixX<float> dx = attention.backward(dy, cache, gradients);
 template <std::floating_point S, Projection Query = Linear<S>, Projection Key = Query, Projection Value = Query, Projection Output = Query>
 struct Attention : SelfAttention<S, detail::SeparateProjections<S, Query, Key, Value>, Output> {
   using Base = SelfAttention<S, detail::SeparateProjections<S, Query, Key, Value>, Output>;

@@ -42,7 +42,7 @@ class KeyValueCache {
   }
 
  private:
-  Matrix<S> keys_, values_;
+  MatrixX<S> keys_, values_;
   Index length_ = 0;
 };
 

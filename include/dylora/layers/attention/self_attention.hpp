@@ -75,8 +75,8 @@ struct SelfAttention : Projections {
   /// x in × tokens, its columns divided by `sequences`; returns out × tokens; the cache is overwritten.
   /// Throws ShapeError if x and the sequences disagree, std::invalid_argument for the rank.
   /// Costs the projections and 4·head_dim·heads flops per query and visible key.
-  Matrix<S> forward(ConstMatrixRef<S> x, const Sequences& sequences, const BatchRanks& ranks, Cache& cache) const {
-    Matrix<S> y(out_features(), x.cols());
+  MatrixX<S> forward(ConstMatrixRef<S> x, const Sequences& sequences, const BatchRanks& ranks, Cache& cache) const {
+    MatrixX<S> y(out_features(), x.cols());
     forward(x, sequences, ranks, cache, y);
     return y;
   }
@@ -96,7 +96,7 @@ struct SelfAttention : Projections {
     cache.x.assign(x);
   }
 
-  Matrix<S> forward(ConstMatrixRef<S> x, const Sequences& sequences, const BatchRanks& ranks) const
+  MatrixX<S> forward(ConstMatrixRef<S> x, const Sequences& sequences, const BatchRanks& ranks) const
     requires(!needs_linked_cache)
   {
     Cache scratch;
@@ -104,11 +104,11 @@ struct SelfAttention : Projections {
   }
 
   /// x as one sequence.
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const { return forward(x, one_sequence(x), ranks, cache); }
+  MatrixX<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const { return forward(x, one_sequence(x), ranks, cache); }
   void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     forward(x, one_sequence(x), ranks, cache, y);
   }
-  Matrix<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const
+  MatrixX<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const
     requires(!needs_linked_cache)
   {
     return forward(x, one_sequence(x), ranks);
@@ -146,10 +146,10 @@ struct SelfAttention : Projections {
   }
 
   /// The same, and returns dx.
-  Matrix<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const
+  MatrixX<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const
     requires(!needs_linked_cache)
   {
-    Matrix<S> dx(in_features(), dy.cols());
+    MatrixX<S> dx(in_features(), dy.cols());
     backward(dy, cache, gradients, dx);
     return dx;
   }
@@ -159,7 +159,7 @@ struct SelfAttention : Projections {
   /// x in × n, the n ≥ 1 tokens that follow; the rank may change from call to call. Equal bit for bit to the last n columns of one
   /// forward over the whole sequence at the same rank. Throws std::invalid_argument if the attention is not causal or for the rank,
   /// ShapeError if x or `past` do not fit; `past` is then as it was.
-  Matrix<S> extend(ConstMatrixRef<S> x, RankSlice rank, KeyValueCache<S>& past) const
+  MatrixX<S> extend(ConstMatrixRef<S> x, RankSlice rank, KeyValueCache<S>& past) const
     requires(!needs_linked_cache)
   {
     if (!options.causal)
@@ -172,7 +172,7 @@ struct SelfAttention : Projections {
     past.append(inputs.K, inputs.V);
     auto context = fresh.context.resize(o.in_features(), x.cols());
     split().forward_last(inputs.Q, past.keys(), past.values(), context, fresh.logsumexp.resize(x.cols(), options.heads));
-    Matrix<S> y(out_features(), x.cols());
+    MatrixX<S> y(out_features(), x.cols());
     o.apply(context, rank, fresh.o, y);
     return y;
   }

@@ -48,7 +48,7 @@ inline Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit
 /// the program: the first call of a thread may be inside a parallel region, which no exception can leave.)
 template <class S>
 S* scratch_memory(Index size) {
-  thread_local Vector<S> memory;
+  thread_local VectorX<S> memory;
   if (memory.size() < size) memory.resize(size);
   return memory.data();
 }

@@ -24,39 +24,8 @@
 ///       importance.update(model, gradients);
 ///       return loss;
 ///     });
-///     reorder_components(model, importance.order(model));     // after training
+///     permute_components(model, importance.order(model));     // after training: ranks/permute.hpp
 namespace dylora {
-
-/// Components change places: component i of adapter k becomes what orders[k][i] was, in all of its parameters together, in the order of
-/// adapter_ranks. The function of each adapter with all its components stays what it was, up to rounding; that at lower ranks becomes
-/// another. What optimisers keep about components no longer belongs to them; start a fresh one. Throws std::invalid_argument, with nothing
-/// changed, unless there is a permutation for each adapter.
-template <class T>
-void reorder_components(T& trained, const std::vector<std::vector<Index>>& orders) {
-  const std::vector<AdapterRank> adapters = adapter_ranks(trained);
-  if (orders.size() != adapters.size()) {
-    throw std::invalid_argument("reorder_components: expected an order for each of " + std::to_string(adapters.size()) + " adapters, got " +
-                                std::to_string(orders.size()));
-  }
-  for (std::size_t k = 0; k < orders.size(); ++k) {
-    std::vector<Index> all(static_cast<std::size_t>(adapters[k].rank));
-    std::iota(all.begin(), all.end(), Index{0});
-    if (!std::is_permutation(orders[k].begin(), orders[k].end(), all.begin(), all.end())) {
-      throw std::invalid_argument("reorder_components: adapter " + adapters[k].name + ": expected each of its " +
-                                  std::to_string(adapters[k].rank) + " components once, got another order");
-    }
-  }
-  detail::zip_adapters(
-      [&](std::size_t k, std::string_view, Parameter parameter, auto& p) {
-        const auto before = p.eval();
-        for (std::size_t i = 0; i < orders[k].size(); ++i) {
-          const Index to = static_cast<Index>(i), from = orders[k][i];
-          detail::component_block(parameter.rank_axis, p, to, to + 1) =
-              detail::component_block(parameter.rank_axis, before, from, from + 1);
-        }
-      },
-      trained);
-}
 
 struct ImportanceOptions {
   double beta1 = 0.85;  ///< β₁ in [0, 1), of the sensitivity
@@ -70,7 +39,7 @@ struct ImportanceOptions {
 /// and B.
 ///
 /// A component's averages move in the steps that trained it, as its moments do in an active_only optimiser. AdaLoRA gives its budget to the
-/// best components during training; this only says which they are, for reorder_components or truncate_each.
+/// best components during training; this only says which they are, for permute_components or truncate_each.
 template <Trainable T>
 class ImportanceTracker {
  public:

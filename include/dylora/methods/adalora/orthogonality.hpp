@@ -18,7 +18,7 @@ template <std::floating_point S>
 struct Orthogonality {
   double value;
   RowMatrix<S> A;
-  Matrix<S> B;
+  MatrixX<S> B;
 };
 
 namespace detail {
@@ -27,7 +27,7 @@ namespace detail {
 template <class M>
 auto gram_less_one(const M& components) {
   using S = typename M::Scalar;
-  Matrix<S> gram(components.rows(), components.rows());
+  MatrixX<S> gram(components.rows(), components.rows());
   set_product(gram, components, components.transpose());
   gram.diagonal().array() -= S(1);
   return gram;
@@ -39,11 +39,11 @@ auto gram_less_one(const M& components) {
 /// with squared Frobenius norms as the paper has them. (Its code is said to take their roots and the mean over all matrices; unconfirmed.)
 /// Throws ShapeError if A and B disagree about the rank. Costs 4·rank²·(in + out) flops.
 template <std::floating_point S>
-Orthogonality<S> orthogonality(const RowMatrix<S>& A, const Matrix<S>& B) {
+Orthogonality<S> orthogonality(const RowMatrix<S>& A, const MatrixX<S>& B) {
   require_equal(B.cols(), A.rows(), "orthogonality: columns of B (rank) against rows of A");
-  const Matrix<S> of_A = detail::gram_less_one(A), of_B = detail::gram_less_one(B.transpose());
+  const MatrixX<S> of_A = detail::gram_less_one(A), of_B = detail::gram_less_one(B.transpose());
   Orthogonality<S> result{static_cast<double>(of_A.squaredNorm()) + static_cast<double>(of_B.squaredNorm()),
-                          RowMatrix<S>(A.rows(), A.cols()), Matrix<S>(B.rows(), B.cols())};
+                          RowMatrix<S>(A.rows(), A.cols()), MatrixX<S>(B.rows(), B.cols())};
   set_product(result.A, of_A, A, S(4));
   set_product(result.B, B, of_B, S(4));
   return result;
@@ -75,7 +75,7 @@ double add_orthogonality(const T& trained, typename T::Gradients& gradients, dou
         detail::for_each_trained_range(parameter.rank_axis, g, [&](Index, Index end) { reached = end; });
         if (reached == 0) return;
         const auto prefix = detail::component_block(parameter.rank_axis, p, 0, reached);
-        const Matrix<S> gram = rows ? detail::gram_less_one(prefix) : detail::gram_less_one(prefix.transpose());
+        const MatrixX<S> gram = rows ? detail::gram_less_one(prefix) : detail::gram_less_one(prefix.transpose());
         sum += static_cast<double>(gram.squaredNorm());
         detail::for_each_trained_range(parameter.rank_axis, g, [&](Index begin, Index end) {
           auto into = detail::component_block(parameter.rank_axis, g, begin, end);

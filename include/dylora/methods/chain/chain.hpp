@@ -167,9 +167,9 @@ struct Chain : LocalWorkspace<Chain<Inner>, typename Inner::Scalar> {
   }
 
   /// Σⱼ Δ_bʲ as a matrix.
-  Matrix<S> delta(RankSlice rank) const {
+  MatrixX<S> delta(RankSlice rank) const {
     require_ranks(rank, in_features(), max_rank(), "Chain::delta");
-    Matrix<S> sum = Matrix<S>::Zero(out_features(), in_features());
+    MatrixX<S> sum = MatrixX<S>::Zero(out_features(), in_features());
     for (const Inner& link : links) sum += link.delta(rank.at_most(components()).at_most(link.max_rank()));
     return sum;
   }
@@ -188,7 +188,7 @@ struct Chain : LocalWorkspace<Chain<Inner>, typename Inner::Scalar> {
       agree = agree && (parts.empty() || part.scale == parts.front().scale);
       parts.push_back(std::move(part));
     }
-    LowRankFactors<S> whole{RowMatrix<S>(total, in_features()), Matrix<S>(out_features(), total),
+    LowRankFactors<S> whole{RowMatrix<S>(total, in_features()), MatrixX<S>(out_features(), total),
                             agree && total > 0 ? parts.front().scale : 1};
     Index first = 0;
     for (const LowRankFactors<S>& part : parts) {

@@ -36,8 +36,8 @@ namespace dylora {
 ///     DoraLinear<float> layer(W, {.adapter = {.max_rank = 8, .alpha = 16}}, rng);
 ///     DoraLinear<float>::Cache cache;
 ///     auto gradients = zeros_like(layer);
-///     const Matrix<float> y = layer.forward(x, 4, cache);
-///     const Matrix<float> dx = layer.backward(dy, cache, gradients);
+///     const MatrixX<float> y = layer.forward(x, 4, cache);
+///     const MatrixX<float> dx = layer.backward(dy, cache, gradients);
 ///     const DenseWeight<float> deployed = layer.merged(4);              // rows of length m
 ///
 /// With an Rng in the cache and a dropout p > 0, a forward draws a mask, and the correction sees x̃ = M ∘ x in its frozen term too
@@ -172,12 +172,12 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
 
   /// The same without dx.
   void add_gradients(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
-    Matrix<S> none;
+    MatrixX<S> none;
     backward_into<Dx::none>(x, dy, cache, gradients, workspace, none);
   }
 
   /// n_b, from the running sums over the factors; the row norms of W without a rank. Throws std::invalid_argument for the rank.
-  Vector<S> row_norms(RankSlice rank) const {
+  VectorX<S> row_norms(RankSlice rank) const {
     require_ranks(rank, in_features(), max_rank(), "DoraLinear::row_norms");
     const Index b = rank.at_most(adapter.components()).active;
     if (b == 0) return frozen_.norms();
@@ -278,7 +278,7 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
       product_backward<what>(x_b, g.middleCols(begin, columns), whole ? cache.product : of_run, gradients, workspace,
                              what == Dx::none ? dx : MatrixRef<S>(dx.middleCols(begin, columns)));
       if (rank.active == 0) return;
-      const Vector<S> dn = -cache.scales.view().col(rank.active - 1).cwiseProduct(dm);
+      const VectorX<S> dn = -cache.scales.view().col(rank.active - 1).cwiseProduct(dm);
       cache.norms.add_backward(base, adapter, rank, dn, gradients.adapter);
     });
   }

@@ -25,10 +25,10 @@ template <std::floating_point S, Magnitude kind>
 struct RowMagnitude {
   static constexpr bool nested = kind == Magnitude::nested;
   static constexpr RankAxis axis = nested ? RankAxis::cols : RankAxis::none;
-  using Values = std::conditional_t<nested, Matrix<S>, Vector<S>>;
+  using Values = std::conditional_t<nested, MatrixX<S>, VectorX<S>>;
 
   /// These lengths at every rank.
-  static Values make(const Vector<S>& lengths, Index components) {
+  static Values make(const VectorX<S>& lengths, Index components) {
     Values values = Values::Zero(lengths.size(), nested ? components : 1);
     if (values.cols() > 0) values.col(0) = lengths;
     return values;
@@ -49,7 +49,7 @@ struct RowMagnitude {
   }
 
   /// Adds the gradient dm of the lengths at a rank. Shared ones learn at every rank, also where the slice trains no component.
-  static void add_gradient(RankSlice rank, const Eigen::Ref<const Vector<S>>& dm, Gradient<Values>& gradient) {
+  static void add_gradient(RankSlice rank, const Eigen::Ref<const VectorX<S>>& dm, Gradient<Values>& gradient) {
     if constexpr (nested) {
       gradient.middleCols(rank.trainable_from, rank.trainable()).colwise() += dm;
       gradient.components.insert(rank);

@@ -15,10 +15,10 @@ enum class NormGradient { detached, exact };
 /// An adapter that is a pair of factors and nothing else, made of them and with a gradient for each: Δ_b = s(b) · B[:, :b] · A[:b, :].
 template <class A>
 concept FactorPairAdapter =
-    FactoredAdapter<A> && std::constructible_from<A, RowMatrix<typename A::Scalar>, Matrix<typename A::Scalar>, typename A::Options> &&
+    FactoredAdapter<A> && std::constructible_from<A, RowMatrix<typename A::Scalar>, MatrixX<typename A::Scalar>, typename A::Options> &&
     requires(const A& adapter, typename A::Gradients& gradients, Index rank) {
       { adapter.A } -> std::same_as<const RowMatrix<typename A::Scalar>&>;  // components × in
-      { adapter.B } -> std::same_as<const Matrix<typename A::Scalar>&>;     // out × components
+      { adapter.B } -> std::same_as<const MatrixX<typename A::Scalar>&>;     // out × components
       { adapter.scale(rank) } -> std::same_as<typename A::Scalar>;          // s(b)
       { adapter.components() } -> std::same_as<Index>;
       gradients.A.middleRows(rank, rank) += adapter.A;

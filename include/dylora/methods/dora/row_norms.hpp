@@ -25,7 +25,7 @@ auto square_roots(const M& squares) {
 /// product = W · factor. From the matrix itself where the weight has one to read; else from its output, off which the bias is taken again, and
 /// with it the digits that a larger bias has cost.
 template <std::floating_point S, class W>
-void set_product_without_bias(MatrixRef<S> product, const W& weight, const Vector<S>& bias, ConstMatrixRef<S> factor) {
+void set_product_without_bias(MatrixRef<S> product, const W& weight, const VectorX<S>& bias, ConstMatrixRef<S> factor) {
   if constexpr (requires { weight.values(); }) {
     set_product(product, weight.values(), factor);
   } else if constexpr (requires { weight.view(); }) {
@@ -41,8 +41,8 @@ void set_product_without_bias(MatrixRef<S> product, const W& weight, const Vecto
 /// What the norms of corrected rows need of the frozen weight, taken from it once.
 template <std::floating_point S>
 struct FrozenRows {
-  Vector<S> bias;           // out, zeros if the weight has none
-  Vector<S> squared_norms;  // ‖w_i‖²
+  VectorX<S> bias;           // out, zeros if the weight has none
+  VectorX<S> squared_norms;  // ‖w_i‖²
 
   template <MergeableWeight W>
   explicit FrozenRows(const W& weight)
@@ -50,7 +50,7 @@ struct FrozenRows {
     if (bias.size() == 0) bias.setZero(weight.rows());
   }
 
-  Vector<S> norms() const { return detail::square_roots(squared_norms); }
+  VectorX<S> norms() const { return detail::square_roots(squared_norms); }
 };
 
 /// n_i(b) = ‖v_i‖ with v_i = w_i + s(b) · B[i, :b] · A[:b, :], the norm of each row of W + Δ_b, at every rank b, without Δ_b:
@@ -117,20 +117,20 @@ class NestedRowNorms {
   ///
   /// Costs 2·b·in·out flops; allocates some columns of in and of out.
   template <FrozenWeight W, class Adapter, class Gradients>
-  void add_backward(const W& weight, const Adapter& adapter, RankSlice rank, const Vector<S>& dn, Gradients& gradients) const {
+  void add_backward(const W& weight, const Adapter& adapter, RankSlice rank, const VectorX<S>& dn, Gradients& gradients) const {
     const Index b = rank.active, t = rank.trainable_from, trained = rank.trainable();
     if (trained == 0) return;
     const S s = adapter.scale(b);
     const auto A = adapter.A.topRows(b);
     const auto B = adapter.B.leftCols(b);
-    const Vector<S> k = (at(b).array() == 0).select(S(0), dn.array() / at(b).array());
+    const VectorX<S> k = (at(b).array() == 0).select(S(0), dn.array() / at(b).array());
 
-    Matrix<S> VA = WA_.view().middleCols(t, trained);
+    MatrixX<S> VA = WA_.view().middleCols(t, trained);
     add_product(VA, B, AA_.view().block(0, t, b, trained), s);
     gradients.B.middleCols(t, trained) += s * k.asDiagonal() * VA;
 
-    const Matrix<S> kB = k.asDiagonal() * B.rightCols(trained);
-    Matrix<S> VkB = Matrix<S>::Zero(weight.cols(), trained), BkB(b, trained);
+    const MatrixX<S> kB = k.asDiagonal() * B.rightCols(trained);
+    MatrixX<S> VkB = MatrixX<S>::Zero(weight.cols(), trained), BkB(b, trained);
     weight.add_apply_transposed(kB, VkB);
     set_product(BkB, B.transpose(), kB, s);
     add_product(VkB, A.transpose(), BkB);
@@ -140,16 +140,16 @@ class NestedRowNorms {
  private:
   /// The squares that are below `least`, from the rows themselves: w_i is Wᵀ times a unit vector, exactly.
   template <class W, class Adapter>
-  static void square_directly(const W& weight, const Adapter& adapter, Index b, const Vector<S>& least, Eigen::Ref<Vector<S>> squares) {
+  static void square_directly(const W& weight, const Adapter& adapter, Index b, const VectorX<S>& least, Eigen::Ref<VectorX<S>> squares) {
     std::vector<Index> few;
     for (Index i = 0; i < squares.size(); ++i) {
       if (squares(i) < least(i)) few.push_back(i);
     }
     const auto count = static_cast<Index>(few.size());
-    Matrix<S> units = Matrix<S>::Zero(weight.rows(), count), rows = Matrix<S>::Zero(weight.cols(), count);
+    MatrixX<S> units = MatrixX<S>::Zero(weight.rows(), count), rows = MatrixX<S>::Zero(weight.cols(), count);
     for (Index i = 0; i < count; ++i) units(few[static_cast<std::size_t>(i)], i) = 1;
     weight.add_apply_transposed(units, rows);
-    const Matrix<S> B = adapter.B(few, Eigen::seqN(0, b));
+    const MatrixX<S> B = adapter.B(few, Eigen::seqN(0, b));
     add_product(rows, adapter.A.topRows(b).transpose(), B.transpose(), adapter.scale(b));
     squares(few) = rows.colwise().squaredNorm();
   }

@@ -34,7 +34,7 @@ void divide_rows(MatrixRef<S> values, ConstMatrixRef<S> norms) {
 /// unscaled = source − bias, y += (scales − 1) ∘ unscaled: where y is source, it becomes bias + scales ∘ unscaled, and a scale of 1 leaves it
 /// as it was. Columns without a rank are left alone. `unscaled` may have no rows, and then is not written; it may be the source, as y may.
 template <class S>
-void scale_rows(const BatchRanks& ranks, ConstMatrixRef<S> source, const Vector<S>& bias, ConstMatrixRef<S> scales, MatrixRef<S> unscaled,
+void scale_rows(const BatchRanks& ranks, ConstMatrixRef<S> source, const VectorX<S>& bias, ConstMatrixRef<S> scales, MatrixRef<S> unscaled,
                 MatrixRef<S> y) {
   const bool keep = unscaled.rows() > 0;
   ranks.for_each_run(y.cols(), [&](Index begin, Index cols, RankSlice rank) {

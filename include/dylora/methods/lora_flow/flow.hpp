@@ -107,7 +107,7 @@ struct Flow : LocalWorkspace<Flow<S>, S> {
   }
 
   /// Δ_b as a matrix while the gate's weight is 0, so that the weights are the same for every x. Throws std::invalid_argument if it is not 0.
-  Matrix<S> constant_delta(RankSlice rank) const {
+  MatrixX<S> constant_delta(RankSlice rank) const {
     check_parts();
     return adapters.delta_at(gate.constant_weights(), rank);
   }

@@ -55,7 +55,7 @@ struct FlowGate : LocalWorkspace<FlowGate<S>, S> {
 
   struct Gradients {
     Gradient<RowMatrix<S>> weight;
-    Gradient<Vector<S>> bias;
+    Gradient<VectorX<S>> bias;
   };
 
   struct Workspace {
@@ -71,7 +71,7 @@ struct FlowGate : LocalWorkspace<FlowGate<S>, S> {
   };
 
   RowMatrix<S> weight;  // W_g, k × in
-  Vector<S> bias;       // b_g, k
+  VectorX<S> bias;       // b_g, k
 
   /// Fresh. Throws std::invalid_argument if there is no adapter to weigh or a start is not finite, ShapeError for a start of another size.
   FlowGate(Index in_features, const Options& options) {
@@ -89,7 +89,7 @@ struct FlowGate : LocalWorkspace<FlowGate<S>, S> {
   }
 
   /// From trained values. Throws ShapeError if they disagree about the number of adapters.
-  FlowGate(RowMatrix<S> weight_, Vector<S> bias_) : weight(std::move(weight_)), bias(std::move(bias_)) { check_parameters(); }
+  FlowGate(RowMatrix<S> weight_, VectorX<S> bias_) : weight(std::move(weight_)), bias(std::move(bias_)) { check_parameters(); }
 
   Index in_features() const { return weight.cols(); }
   Index adapters() const { return weight.rows(); }
@@ -164,7 +164,7 @@ struct FlowGate : LocalWorkspace<FlowGate<S>, S> {
   }
 
   /// The weights of every token, 1/k + b_g, while W_g is 0. Throws std::invalid_argument if it is not: they then depend on the token.
-  Vector<S> constant_weights() const {
+  VectorX<S> constant_weights() const {
     check_parameters();
     if (!weight.isZero(0))
       throw std::invalid_argument("FlowGate::constant_weights: weight: expected 0, as before training, got one that depends on the token");

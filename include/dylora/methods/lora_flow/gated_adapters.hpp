@@ -178,13 +178,13 @@ class GatedAdapters : public Factored<GatedAdapters<S>, S> {
   /// Δ_b as a matrix, out × in, under weights that are the same for every token: what merges exactly where a gate is constant
   /// (FlowGate::constant_weights), or where weights were chosen once for a task.
   /// Throws ShapeError unless there is a weight for each adapter, std::invalid_argument for the rank.
-  Matrix<S> delta_at(const Vector<S>& weights, RankSlice rank) const {
+  MatrixX<S> delta_at(const VectorX<S>& weights, RankSlice rank) const {
     require_equal(weights.size(), count(), "GatedAdapters::delta_at: weights, against the adapters");
     require_ranks(rank, in_features(), max_rank(), "GatedAdapters::delta_at");
     const Index active = rank.at_most(max_rank()).active, b = rows_at(active);
     RowMatrix<S> weighed = A_.topRows(b);
     for (Index row = 0; row < b; ++row) weighed.row(row) *= scales_(owner(row), active - 1) * weights[owner(row)];
-    Matrix<S> result(out_features(), in_features());
+    MatrixX<S> result(out_features(), in_features());
     set_product(result, B_.leftCols(b), weighed);
     return result;
   }
@@ -225,10 +225,10 @@ class GatedAdapters : public Factored<GatedAdapters<S>, S> {
   }
 
   RowMatrix<S> A_;            // all components × in
-  Matrix<S> B_;               // out × all components
+  MatrixX<S> B_;               // out × all components
   std::vector<Index> owner_;  // the adapter of each of these
   std::vector<Index> rows_;   // how many of these there are at each rank
-  Matrix<S> scales_;          // s_i at rank b in (i, b − 1)
+  MatrixX<S> scales_;          // s_i at rank b in (i, b − 1)
 };
 
 }  // namespace dylora

@@ -22,7 +22,7 @@ enum class NolaVariant {
 /// A is in × rank, transposed, so that component r of each factor is a column. It is what it is however many components there are.
 template <std::floating_point S>
 struct NolaFactors {
-  using Coefficients = Eigen::Ref<const Vector<S>>;
+  using Coefficients = Eigen::Ref<const VectorX<S>>;
 
   std::uint64_t seed;
   Index in_features, out_features;
@@ -33,14 +33,14 @@ struct NolaFactors {
   void make(const Coefficients& alpha, const Coefficients& beta, MatrixRef<S> A, MatrixRef<S> B) const {
     A.setZero();
     B.setZero();
-    if (variant == NolaVariant::language) bases_of(fixed_A).add_combination(A, Vector<S>::Ones(1), one_over_root(in_features));
+    if (variant == NolaVariant::language) bases_of(fixed_A).add_combination(A, VectorX<S>::Ones(1), one_over_root(in_features));
     bases_of(of_A).add_combination(A, alpha, bound_of_A(alpha.size()));
     bases_of(of_B).add_combination(B, beta, bound_of_B(beta.size()));
   }
 
   /// dα_i += ⟨dA, 𝒜_i⟩ and dβ_i += ⟨dB, ℬ_i⟩ for the coefficients from `first` on, where the factors were made of k bases. Costs as `make`.
-  void add_gradients(ConstMatrixRef<S> dA, ConstMatrixRef<S> dB, Index k, Index first, Eigen::Ref<Vector<S>> dalpha,
-                     Eigen::Ref<Vector<S>> dbeta) const {
+  void add_gradients(ConstMatrixRef<S> dA, ConstMatrixRef<S> dB, Index k, Index first, Eigen::Ref<VectorX<S>> dalpha,
+                     Eigen::Ref<VectorX<S>> dbeta) const {
     bases_of(of_A).add_contractions(dalpha, first, dA, bound_of_A(k));
     bases_of(of_B).add_contractions(dbeta, first, dB, bound_of_B(k));
   }

@@ -60,8 +60,8 @@ struct Nola : Factored<Nola<S, nesting>, S> {
   using Options = NolaOptions;
 
   struct Gradients {
-    Gradient<Vector<S>> alpha;
-    Gradient<Vector<S>> beta;
+    Gradient<VectorX<S>> alpha;
+    Gradient<VectorX<S>> beta;
   };
 
   struct Workspace {
@@ -78,8 +78,8 @@ struct Nola : Factored<Nola<S, nesting>, S> {
     Buffer<S> B;  // out × columns
   };
 
-  Vector<S> alpha;  // coefficients of A: one for each basis, or fewer once cut
-  Vector<S> beta;   // of B
+  VectorX<S> alpha;  // coefficients of A: one for each basis, or fewer once cut
+  VectorX<S> beta;   // of B
   Options options;
   std::uint64_t seed;  // of the bases and of A_0
 
@@ -89,12 +89,12 @@ struct Nola : Factored<Nola<S, nesting>, S> {
       : options(options_), seed(rng.next()), in_(in_features), out_(out_features) {
     require_options();
     const bool zero = options.variant == NolaVariant::language;
-    alpha = beta = Vector<S>::Constant(max_rank() > 0 ? options.bases : 0, zero ? S(0) : S(1) / static_cast<S>(options.bases));
+    alpha = beta = VectorX<S>::Constant(max_rank() > 0 ? options.bases : 0, zero ? S(0) : S(1) / static_cast<S>(options.bases));
   }
 
   /// From trained coefficients, whose number becomes options.bases, and the seed of the adapter that they were trained in.
   /// Throws ShapeError if there are not as many of A as of B.
-  Nola(Index in_features, Index out_features, Options options_, std::uint64_t seed_, Vector<S> alpha_, Vector<S> beta_)
+  Nola(Index in_features, Index out_features, Options options_, std::uint64_t seed_, VectorX<S> alpha_, VectorX<S> beta_)
       : alpha(std::move(alpha_)), beta(std::move(beta_)), options(options_), seed(seed_), in_(in_features), out_(out_features) {
     options.bases = alpha.size();
     require_options();
@@ -193,7 +193,7 @@ struct Nola : Factored<Nola<S, nesting>, S> {
     check_parameters();
     require_in_range(rank, 0, max_rank(), "Nola::factors: rank");
     const Index b = std::min(rank, components()), r = factor_rank(b);
-    Matrix<S> A(in_features(), r), B(out_features(), r);
+    MatrixX<S> A(in_features(), r), B(out_features(), r);
     if (b > 0) make_factors(b, A, B);
     return {A.transpose(), std::move(B), b > 0 ? exact_scale(b) : 1};
   }

@@ -23,7 +23,7 @@ class RandomBases {
 
   /// sum += Σ_i factor · coefficients[i] · ℬ_i over all coefficients, each of the shape of `sum`. Every element is summed in the order of
   /// the bases, on any number of threads. Costs a generated number and 2 flops for each element of each basis.
-  void add_combination(MatrixRef<S> sum, const Eigen::Ref<const Vector<S>>& coefficients, S factor) const {
+  void add_combination(MatrixRef<S> sum, const Eigen::Ref<const VectorX<S>>& coefficients, S factor) const {
     const Index tiles = tile_count(sum.rows());
     for_each_task(sum.cols() * tiles, work(sum, coefficients.size()), [&](Index task) {
       const Index column = task / tiles, begin = task % tiles * tile, size = std::min(tile, sum.rows() - begin);
@@ -41,7 +41,7 @@ class RandomBases {
 
   /// sums[i] += factor · ⟨ℬ_{first + i}, matrix⟩ for each of `sums`: the derivative of add_combination with respect to its coefficients. A sum
   /// is that of each tile position in the order of the tiles, then of the positions, on any number of threads. Costs as add_combination.
-  void add_contractions(Eigen::Ref<Vector<S>> sums, Index first, ConstMatrixRef<S> matrix, S factor) const {
+  void add_contractions(Eigen::Ref<VectorX<S>> sums, Index first, ConstMatrixRef<S> matrix, S factor) const {
     const Index tiles = tile_count(matrix.rows());
     for_each_range(sums.size(), 1, work(matrix, sums.size()), [&](Index begin, Index end) {
       for (Index i = begin; i < end; ++i) {

@@ -16,14 +16,14 @@
 #include "dylora/core/types.hpp"
 #include "dylora/linalg/product.hpp"
 #include "dylora/linalg/svd.hpp"
-#include "dylora/methods/pissa/initialized.hpp"
+#include "dylora/methods/pissa/offset_low_rank.hpp"
 
 /// Where an adapter starts. LowRank's own constructor is the default of the field: A Kaiming-uniform, B = 0. Others take more from the frozen
 /// weight W (out × in), whose leading directions they train first:
 ///
 ///     pissa_init<float>(W, {.max_rank = 8, .alpha = 8})         singular directions, zero at the start at every rank; W stays as it is
 ///     olora_init<float>(W, {.max_rank = 8, .alpha = 8})         the first columns of its QR decomposition, likewise
-///     pissa_residual<float>(W, options)                         as published: a smaller weight, and the adapter that makes it W again
+///     pissa_split<float>(W, options)                         as published: a smaller weight, and the adapter that makes it W again
 ///     gaussian_init<float>(in, out, options, rng)               A normal, B = 0
 ///
 /// Include this file only where it is used: the decompositions take long to compile. They are done in double, each sign chosen so that the same
@@ -34,17 +34,17 @@ namespace dylora {
 /// components that were taken out of the weight, and unless its scale is constant (alpha_over_max_rank) it has them at another size: train
 /// and use it at max_rank, or use the forms that are zero at every rank.
 ///
-///     auto [weight, adapter] = pissa_residual<float>(W, {.max_rank = 8, .alpha = 8});
+///     auto [weight, adapter] = pissa_split<float>(W, {.max_rank = 8, .alpha = 8});
 ///     Linear<float> layer(weight, adapter);
 template <std::floating_point S>
-struct Residual {
-  Matrix<S> weight;
+struct SplitWeight {
+  MatrixX<S> weight;
   LowRank<S> adapter;
 };
 
 namespace detail {
 
-using Exact = Matrix<double>;
+using Exact = MatrixX<double>;
 
 template <class S>
 Exact decomposable(ConstMatrixRef<S> W, Index max_rank, const std::string& what) {
@@ -58,24 +58,24 @@ template <class S>
 LowRank<S> pissa_factors(ConstMatrixRef<S> W, const LowRankOptions& options, const std::string& what) {
   const Index r = options.max_rank;
   const Exact exact = decomposable<S>(W, r, what);
-  if (r == 0) return {RowMatrix<S>(0, W.cols()), Matrix<S>(W.rows(), 0), options};
+  if (r == 0) return {RowMatrix<S>(0, W.cols()), MatrixX<S>(W.rows(), 0), options};
   Exact U, V;
-  Vector<double> sigma;
+  VectorX<double> sigma;
   for_each_decomposition(1, [&](Index) {
     const Eigen::BDCSVD<Exact> svd(exact, Eigen::ComputeThinU | Eigen::ComputeThinV);
     U = svd.matrixU().leftCols(r);
     V = svd.matrixV().leftCols(r);
     sigma = svd.singularValues().head(r);
   });
-  const Vector<double> root = (sigma / options.scale(options.alpha, r, r)).cwiseSqrt();
-  Vector<double> signed_root = root;
+  const VectorX<double> root = (sigma / options.scale(options.alpha, r, r)).cwiseSqrt();
+  VectorX<double> signed_root = root;
   for (Index c = 0; c < r; ++c) {  // the largest element of each column of B is positive
     Index largest;
     U.col(c).cwiseAbs().maxCoeff(&largest);
     if (U(largest, c) < 0) signed_root[c] = -root[c];
   }
   return {RowMatrix<S>((V * signed_root.asDiagonal()).transpose().template cast<S>()),
-          Matrix<S>((U * signed_root.asDiagonal()).template cast<S>()), options};
+          MatrixX<S>((U * signed_root.asDiagonal()).template cast<S>()), options};
 }
 
 /// B A = Q_r R_r: the first max_rank columns of Q and rows of R, where W = Q R; each diagonal element of R is ≥ 0. Q_r depends on as many
@@ -84,7 +84,7 @@ template <class S>
 LowRank<S> olora_factors(ConstMatrixRef<S> W, const LowRankOptions& options, const std::string& what) {
   const Index r = options.max_rank;
   const Exact exact = decomposable<S>(W, r, what);
-  if (r == 0) return {RowMatrix<S>(0, W.cols()), Matrix<S>(W.rows(), 0), options};
+  if (r == 0) return {RowMatrix<S>(0, W.cols()), MatrixX<S>(W.rows(), 0), options};
   Exact Q = Exact::Identity(W.rows(), r), R(r, W.cols());
   for_each_decomposition(1, [&](Index) { Q.applyOnTheLeft(Eigen::HouseholderQR<Exact>(exact.leftCols(r)).householderQ()); });
   set_product(R, Q.transpose(), exact);
@@ -94,12 +94,12 @@ LowRank<S> olora_factors(ConstMatrixRef<S> W, const LowRankOptions& options, con
     Q.col(c) *= -1;
     R.row(c) *= -1;
   }
-  return {RowMatrix<S>(R.template cast<S>()), Matrix<S>(Q.template cast<S>()), options};
+  return {RowMatrix<S>(R.template cast<S>()), MatrixX<S>(Q.template cast<S>()), options};
 }
 
 /// W − s B A, from the factors as the adapter has them, so that together they are W again up to one rounding.
 template <class S>
-Residual<S> residual_of(ConstMatrixRef<S> W, LowRank<S> adapter) {
+SplitWeight<S> split_of(ConstMatrixRef<S> W, LowRank<S> adapter) {
   const Index r = adapter.max_rank();
   Exact weight = W.template cast<double>();
   if (r > 0) {
@@ -110,7 +110,7 @@ Residual<S> residual_of(ConstMatrixRef<S> W, LowRank<S> adapter) {
 }
 
 template <class S>
-Initialized<S> from_start(LowRank<S> start) {
+OffsetLowRank<S> from_start(LowRank<S> start) {
   return {std::move(start.A), std::move(start.B), start.options};
 }
 
@@ -120,37 +120,37 @@ Initialized<S> from_start(LowRank<S> start) {
 ///
 ///     B = U_r √(Σ_r / s)      A = √(Σ_r / s) V_rᵀ      with s = s(max_rank), so that s · B · A is the best approximation of W of that rank
 ///
-/// and adds what training makes of them (Initialized), so that at the start Δ_b = 0 at every b and W stays as it is. The best approximation
+/// and adds what training makes of them (OffsetLowRank), so that at the start Δ_b = 0 at every b and W stays as it is. The best approximation
 /// of every lower rank, too, is a prefix; where the scale depends on the rank, times a factor.
 ///
 /// Throws std::invalid_argument unless 0 ≤ max_rank ≤ min(in, out) and for an alpha as LowRank does, NonFiniteError if W is not finite.
 /// Costs a singular value decomposition of W, O(in · out · min(in, out)).
 template <std::floating_point S>
-Initialized<S> pissa_init(ConstMatrixRef<S> W, const LowRankOptions& options) {
+OffsetLowRank<S> pissa_init(ConstMatrixRef<S> W, const LowRankOptions& options) {
   return detail::from_start(detail::pissa_factors<S>(W, options, "pissa_init"));
 }
 
 /// PiSSA as published: the weight W − s · B · A, with what is left of the spectrum of W, and an adapter at A and B that is trained at max_rank.
 /// Throws as pissa_init.
 template <std::floating_point S>
-Residual<S> pissa_residual(ConstMatrixRef<S> W, const LowRankOptions& options) {
-  return detail::residual_of<S>(W, detail::pissa_factors<S>(W, options, "pissa_residual"));
+SplitWeight<S> pissa_split(ConstMatrixRef<S> W, const LowRankOptions& options) {
+  return detail::split_of<S>(W, detail::pissa_factors<S>(W, options, "pissa_split"));
 }
 
 /// OLoRA (Büyükakyüz, arXiv 2406.01775) for every rank: starts at B = Q_r, whose columns are orthonormal, and A = R_r, where W = Q R,
-/// and adds what training makes of them (Initialized), so that at the start Δ_b = 0 at every b and W stays as it is. Q_b R_b is a prefix.
+/// and adds what training makes of them (OffsetLowRank), so that at the start Δ_b = 0 at every b and W stays as it is. Q_b R_b is a prefix.
 ///
 /// Throws as pissa_init. Costs O(max_rank · in · out).
 template <std::floating_point S>
-Initialized<S> olora_init(ConstMatrixRef<S> W, const LowRankOptions& options) {
+OffsetLowRank<S> olora_init(ConstMatrixRef<S> W, const LowRankOptions& options) {
   return detail::from_start(detail::olora_factors<S>(W, options, "olora_init"));
 }
 
 /// OLoRA as PEFT has it: the weight W − s · B · A, and an adapter at A and B that is trained at max_rank. The scale stays outside of the factors:
 /// only at s = 1 are the first max_rank columns of the weight 0. Throws as pissa_init.
 template <std::floating_point S>
-Residual<S> olora_residual(ConstMatrixRef<S> W, const LowRankOptions& options) {
-  return detail::residual_of<S>(W, detail::olora_factors<S>(W, options, "olora_residual"));
+SplitWeight<S> olora_split(ConstMatrixRef<S> W, const LowRankOptions& options) {
+  return detail::split_of<S>(W, detail::olora_factors<S>(W, options, "olora_split"));
 }
 
 /// A normal with this standard deviation, B = 0: LoRA (arXiv 2106.09685, section 4.1), which leaves the deviation open.
@@ -158,7 +158,7 @@ Residual<S> olora_residual(ConstMatrixRef<S> W, const LowRankOptions& options) {
 template <std::floating_point S>
 LowRank<S> gaussian_init(Index in_features, Index out_features, const LowRankOptions& options, double deviation, Rng& rng) {
   require_in_range(options.max_rank, 0, std::min(in_features, out_features), "gaussian_init: max_rank");
-  return {random_normal<S, RowMatrix<S>>(options.max_rank, in_features, deviation, rng), Matrix<S>::Zero(out_features, options.max_rank),
+  return {random_normal<S, RowMatrix<S>>(options.max_rank, in_features, deviation, rng), MatrixX<S>::Zero(out_features, options.max_rank),
           options};
 }
 

@@ -31,7 +31,7 @@ struct Observed : Decorator<Observed<Inner>, Inner> {
 
   struct Gradients {
     typename Inner::Gradients inner;
-    Vector<double> input_squares;  ///< in; no elements before the first backward
+    VectorX<double> input_squares;  ///< in; no elements before the first backward
   };
 
   Inner inner;

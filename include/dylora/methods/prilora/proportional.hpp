@@ -74,7 +74,7 @@ struct Proportional : Decorator<Proportional<Inner>, Inner> {
     inner.prepare_forward(x, checked(ranks, x.cols(), "Proportional::add_forward"), cache);
   }
 
-  Matrix<S> delta(RankSlice rank) const
+  MatrixX<S> delta(RankSlice rank) const
     requires MergeableAdapter<Inner>
   {
     require_ranks(rank, inner.in_features(), max_rank(), "Proportional::delta");

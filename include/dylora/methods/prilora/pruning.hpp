@@ -16,6 +16,7 @@
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/methods/prilora/importance.hpp"
 
 namespace dylora {
 
@@ -28,22 +29,14 @@ void require_finite_entries(const Eigen::MatrixBase<M>& values, const std::strin
 
 }  // namespace detail
 
-/// |A_ij| · e_j: what entry (i, j) contributes, where e_j is the norm of input feature j. Throws ShapeError unless there is an e_j for each
-/// column.
-template <class S>
-Matrix<double> importance(const RowMatrix<S>& A, const Vector<double>& norms) {
-  require_equal(norms.size(), A.cols(), "importance: norms, against the columns of A");
-  return A.template cast<double>().cwiseAbs() * norms.asDiagonal();
-}
-
 /// The ⌊p · in⌋ entries of least importance in each row of A become 0; among equals, first those that are 0 already, then those of a lower
 /// index. Row by row, so that pruning and cutting to the first rows commute. Pruning once more changes nothing, and a row that has an entry
 /// other than 0 keeps one. Throws std::invalid_argument unless 0 ≤ p < 1, ShapeError unless there is a norm for each column, NonFiniteError
 /// if A or the norms hold a NaN or an infinity.
 template <class S>
-void prune_rows(RowMatrix<S>& A, const Vector<double>& norms, double p) {
+void prune_rows(RowMatrix<S>& A, const VectorX<double>& norms, double p) {
   require_option(p >= 0 && p < 1, p, "prune_rows: fraction", "a number in [0, 1)");
-  const Matrix<double> values = importance(A, norms);
+  const MatrixX<double> values = importance(A, norms);
   detail::require_finite_entries(A, "prune_rows: A");
   detail::require_finite_entries(norms, "prune_rows: norms");
   const auto share = static_cast<std::ptrdiff_t>(std::floor(p * static_cast<double>(A.cols()) + 1e-9));  // 0.29 · 100 is 29
@@ -152,7 +145,7 @@ class Pruning {
   }
 
   /// e of the i-th factor, in traversal order.
-  Vector<double> norms(std::size_t i) const { return norms(factors_.at(i)); }
+  VectorX<double> norms(std::size_t i) const { return norms(factors_.at(i)); }
 
   /// What a checkpoint keeps of it (io/checkpoint/checkpoint.hpp).
   template <class Archive>
@@ -221,7 +214,7 @@ class Pruning {
     return factors_[index];
   }
 
-  void observe(Factor& factor, const Vector<double>& squares) {
+  void observe(Factor& factor, const VectorX<double>& squares) {
     if (!squares.allFinite()) {
       throw NonFiniteError("Pruning: inputs of " + factor.name + ": expected finite numbers, got a NaN or an infinity");
     }
@@ -238,9 +231,9 @@ class Pruning {
     }
   }
 
-  Vector<double> norms(const Factor& factor) const {
+  VectorX<double> norms(const Factor& factor) const {
     const double weight = options_.bias_corrected ? 1 - std::pow(options_.beta, static_cast<double>(factor.observations)) : 1;
-    return Eigen::Map<const Vector<double>>(factor.average.data(), static_cast<Index>(factor.average.size())) / weight;
+    return Eigen::Map<const VectorX<double>>(factor.average.data(), static_cast<Index>(factor.average.size())) / weight;
   }
 
   PruningOptions options_;

@@ -90,13 +90,13 @@ void link_workspaces(Gradients& gradients, Workspaces& workspaces, Member& membe
 
 }  // namespace detail
 
-/// Makes a chain of links and their caches, in order, before a forward: link(links, caches). What the caches held counts as not filled.
-/// And a chain of the links' gradients and their workspaces before a backward: link(gradients, workspaces). What an unfinished backward has
+/// Makes a chain of links and their caches, in order, before a forward: link_chain(links, caches). What the caches held counts as not filled.
+/// And a chain of the links' gradients and their workspaces before a backward: link_chain(gradients, workspaces). What an unfinished backward has
 /// left there is dropped.
 ///
 /// `member` finds the link, and what belongs to it, in an element of either: where both are in blocks of a model,
 ///
-///     link(blocks, cache.blocks, [](auto& block) -> auto& { return block.attention.q; });
+///     link_chain(blocks, cache.blocks, [](auto& block) -> auto& { return block.attention.q; });
 ///
 /// The caches refer to each other and to the links, so none of them may move before the chain's last forward; the workspaces refer to each
 /// other and to the gradients, and none of these before the end of the backward. What has moved, or is a copy, is refused. The backward
@@ -104,7 +104,7 @@ void link_workspaces(Gradients& gradients, Workspaces& workspaces, Member& membe
 /// Throws ShapeError as require_chain, or if there are not as many caches as links, or workspaces as gradients.
 template <class Chain, class Parts, class Member = std::identity>
   requires requires(const Chain& chain, Parts& parts) { std::size(chain), std::size(parts); }
-void link(Chain&& chain, Parts& parts, Member member = {}) {
+void link_chain(Chain&& chain, Parts& parts, Member member = {}) {
   if constexpr (requires { detail::link_at(parts, 0, member).owner; }) detail::link_caches(chain, parts, member);
   if constexpr (requires { detail::link_at(parts, 0, member).returned; }) detail::link_workspaces(chain, parts, member);
 }

@@ -101,7 +101,7 @@ auto merge_chain(const Links& links, RankSlice rank, Member member, Update&& upd
   std::vector<DenseWeight<S>> merged;
   for (std::size_t n = 0; n < factors.size(); ++n) {
     const L& link = std::invoke(member, links[n]);
-    Matrix<S> W = link.base.dense();
+    MatrixX<S> W = link.base.dense();
     update(n, static_cast<std::size_t>(link.adapter.within_reach(static_cast<Index>(n))), std::as_const(factors), std::as_const(merged), W);
     merged.emplace_back(std::move(W), link.base.dense_bias());
   }
@@ -110,7 +110,7 @@ auto merge_chain(const Links& links, RankSlice rank, Member member, Update&& upd
 
 /// W += scale · B · A.
 template <class S>
-void add_factors(Matrix<S>& W, const LowRankFactors<S>& factors, double scale) {
+void add_factors(MatrixX<S>& W, const LowRankFactors<S>& factors, double scale) {
   add_product(W, factors.B, factors.A, static_cast<S>(scale));
 }
 

@@ -29,11 +29,11 @@ namespace dylora {
 ///     middle    s · B_n · (Σ_q A_q · x_q)
 ///
 /// ResLoRA (Shi et al., arXiv 2402.18039, section 3; the scale as in the released code, the paper leaves it out). In use, with the links,
-/// their caches, their gradients and their workspaces in a vector each, and link(...) of methods/reslora/link.hpp:
+/// their caches, their gradients and their workspaces in a vector each, and link_chain(...) of methods/reslora/link.hpp:
 ///
-///     link(chain, caches);                                                // then the forwards, from the first link to the last
+///     link_chain(chain, caches);                                                // then the forwards, from the first link to the last
 ///     chain[n].apply(x, 4, caches[n], y);
-///     link(gradients, workspaces);                                        // then the backwards, from the last link to the first
+///     link_chain(gradients, workspaces);                                        // then the backwards, from the last link to the first
 ///     chain[n].set_backward(x, dy, caches[n], gradients[n], workspaces[n], dx);
 ///
 /// No input is kept for another link: what passes between them is b × n. (For an input shortcut link n − 1 computes A_n x_{n−1} in one

@@ -37,7 +37,7 @@ template <class Codes>
 auto rows_of_link(Codes codes, Index j, Index links) {
   using Stride = Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>;
   constexpr bool is_const = std::is_const_v<std::remove_pointer_t<decltype(codes.data())>>;
-  using Values = std::conditional_t<is_const, const Matrix<typename Codes::Scalar>, Matrix<typename Codes::Scalar>>;
+  using Values = std::conditional_t<is_const, const MatrixX<typename Codes::Scalar>, MatrixX<typename Codes::Scalar>>;
   auto* first = codes.size() > 0 ? codes.data() + j : codes.data();  // without elements, a null pointer
   return Eigen::Map<Values, Eigen::Unaligned, Stride>(first, codes.rows() / links, codes.cols(), Stride(codes.rows(), links));
 }

@@ -33,8 +33,8 @@ namespace dylora {
 ///     ResidualStack<float, Shortcut::block> stack({W0, W1, W2}, {.adapter = {.max_rank = 8}}, rng);
 ///     ResidualStack<float, Shortcut::block>::Cache cache;
 ///     auto gradients = zeros_like(stack);
-///     const Matrix<float> y = stack.forward(x, 4, cache);
-///     const Matrix<float> dx = stack.backward(dy, cache, gradients);
+///     const MatrixX<float> y = stack.forward(x, 4, cache);
+///     const MatrixX<float> dx = stack.backward(dy, cache, gradients);
 ///     const auto deployed = stack.merged(4);                                  // block shortcuts only: the others have no exact weight
 ///
 /// Const both ways and safe to share, as Linear. Where other layers lie between the links, as in a transformer, link them yourself.
@@ -95,7 +95,7 @@ struct ResidualStack : KeepsInput<ResidualStack<S, shortcut, W>, S> {
     require_equal(x.rows(), in_features(), "ResidualStack::forward: rows of x");
     require_equal(y.rows(), out_features(), "ResidualStack::forward: rows of y");
     require_equal(y.cols(), x.cols(), "ResidualStack::forward: samples in y");
-    link(links, cache.links);
+    link_chain(links, cache.links);
     for (std::size_t n = 0; n < last; ++n)
       links[n].apply(input(x, cache, n), ranks, cache.links[n], cache.y[n].resize(links[n].out_features(), x.cols()));
     links[last].apply(input(x, cache, last), ranks, cache.links[last], y);
@@ -146,7 +146,7 @@ struct ResidualStack : KeepsInput<ResidualStack<S, shortcut, W>, S> {
   {
     std::vector<ResidualLink<S, shortcut>> plain;
     for (DenseWeight<S>& weight : merge_blocks(links, rank)) {
-      LowRank<S> none(RowMatrix<S>(0, weight.cols()), Matrix<S>(weight.rows(), 0), {});
+      LowRank<S> none(RowMatrix<S>(0, weight.cols()), MatrixX<S>(weight.rows(), 0), {});
       plain.emplace_back(std::move(weight), ResidualLowRank<S, shortcut>(std::move(none), 0, 0));
     }
     return ResidualStack<S, shortcut>(std::move(plain));
@@ -172,7 +172,7 @@ struct ResidualStack : KeepsInput<ResidualStack<S, shortcut, W>, S> {
                                   Workspace& workspace) const {
     check_backward(x, dy, cache, gradients, workspace);
     workspace.links.resize(links.size());
-    link(gradients.links, workspace.links);
+    link_chain(gradients.links, workspace.links);
     for (std::size_t n = links.size(); n-- > 1;) {
       const auto d = n + 1 == links.size() ? dy : ConstMatrixRef<S>(workspace.d.view());
       auto next_d = workspace.next_d.resize(links[n].in_features(), dy.cols());

@@ -1,5 +1,5 @@
-#ifndef DYLORA_METHODS_PISSA_INITIALIZED_HPP
-#define DYLORA_METHODS_PISSA_INITIALIZED_HPP
+#ifndef DYLORA_METHODS_PISSA_OFFSET_LOW_RANK_HPP
+#define DYLORA_METHODS_PISSA_OFFSET_LOW_RANK_HPP
 
 #include <algorithm>
 #include <concepts>
@@ -27,10 +27,10 @@ namespace dylora {
 /// training makes of them: at the start exactly nothing, at every rank, and the frozen weight stays as it is. The published methods subtract
 /// B⁰A⁰ from the weight instead, which is right at one rank and one scale only.
 ///
-///     Linear<float, Initialized<float>> layer(W, pissa_init<float>(W, {.max_rank = 8, .alpha = 8}));
-///     Linear<float, Initialized<float>>::Cache cache;
+///     Linear<float, OffsetLowRank<float>> layer(W, pissa_init<float>(W, {.max_rank = 8, .alpha = 8}));
+///     Linear<float, OffsetLowRank<float>>::Cache cache;
 ///     auto gradients = zeros_like(layer);                       // of lora_A and lora_B
-///     const Matrix<float> y = layer.forward(x, 4, cache);       // y = W x, until a step of the optimiser
+///     const MatrixX<float> y = layer.forward(x, 4, cache);       // y = W x, until a step of the optimiser
 ///
 /// Weight decay would pull A and B towards 0 and not towards A⁰ and B⁰, and so Δ towards −s·B⁰·A⁰, away from the frozen weight: leave the
 /// factors out of it.
@@ -40,8 +40,8 @@ namespace dylora {
 /// The second form is the one that is computed: its halves are zero at the start bit for bit, and where A is near A⁰ the difference is
 /// exact. It has two columns per component, side by side. Costs twice what a LowRank does, and twice its memory and a copy in each cache.
 template <std::floating_point S>
-struct Initialized : Factored<Initialized<S>, S> {
-  static constexpr std::string_view name = "Initialized";
+struct OffsetLowRank : Factored<OffsetLowRank<S>, S> {
+  static constexpr std::string_view name = "OffsetLowRank";
   using Scalar = S;
   using Options = LowRankOptions;
 
@@ -65,10 +65,10 @@ struct Initialized : Factored<Initialized<S>, S> {
 
   LowRank<S> current;      // A and B, which are trained
   RowMatrix<S> initial_A;  // A⁰, frozen
-  Matrix<S> initial_B;     // B⁰, frozen
+  MatrixX<S> initial_B;     // B⁰, frozen
 
   /// From the factors to start at; options.max_rank is taken from them. Throws as LowRank does.
-  Initialized(RowMatrix<S> A, Matrix<S> B, Options options)
+  OffsetLowRank(RowMatrix<S> A, MatrixX<S> B, Options options)
       : current(std::move(A), std::move(B), options), initial_A(current.A), initial_B(current.B) {}
 
   Index in_features() const { return current.in_features(); }
@@ -109,9 +109,9 @@ struct Initialized : Factored<Initialized<S>, S> {
                       const Workspace& /*workspace*/) const {
     this->check_call(x, dy, cache, gradients, components());
     check_factors();
-    require_equal(cache.left.rows(), out_features(), "Initialized::add_backward: out_features of the cache");
-    require_equal(cache.right.rows(), in_features(), "Initialized::add_backward: in_features of the cache");
-    require_equal(cache.h.rows(), 2 * cache.ranks.highest(), "Initialized::add_backward: rank of the cached h");
+    require_equal(cache.left.rows(), out_features(), "OffsetLowRank::add_backward: out_features of the cache");
+    require_equal(cache.right.rows(), in_features(), "OffsetLowRank::add_backward: in_features of the cache");
+    require_equal(cache.h.rows(), 2 * cache.ranks.highest(), "OffsetLowRank::add_backward: rank of the cached h");
   }
 
   /// That of a LowRank for A and B, with h = A_b x and the slice [t, b) trained, and both products for x:
@@ -149,12 +149,12 @@ struct Initialized : Factored<Initialized<S>, S> {
   }
 
   /// Δ_b as a matrix, out × in.
-  Matrix<S> delta(RankSlice rank) const {
+  MatrixX<S> delta(RankSlice rank) const {
     check_factors();
-    require_ranks(rank, in_features(), max_rank(), "Initialized::delta");
+    require_ranks(rank, in_features(), max_rank(), "OffsetLowRank::delta");
     const Index b = rank.at_most(components()).active;
     const auto [left, right] = pairs(b);
-    Matrix<S> result(out_features(), in_features());
+    MatrixX<S> result(out_features(), in_features());
     set_product(result, left, right.transpose(), b > 0 ? scale(b) : S(0));
     return result;
   }
@@ -178,8 +178,8 @@ struct Initialized : Factored<Initialized<S>, S> {
 
   static void members(const auto& f, auto&... t) {
     f(Child<LowRank<S>>{}, t.current...);
-    f(Constant{"initial_A"}, &Initialized::initial_A);
-    f(Constant{"initial_B"}, &Initialized::initial_B);
+    f(Constant{"initial_A"}, &OffsetLowRank::initial_A);
+    f(Constant{"initial_B"}, &OffsetLowRank::initial_B);
   }
 
  private:
@@ -188,7 +188,7 @@ struct Initialized : Factored<Initialized<S>, S> {
   static auto of_pairs(const B& pairs, Index first, Index t, Index begin, Index count, Index n) {
     const auto view = pairs.view();
     using Strides = Eigen::Stride<Eigen::Dynamic, 2>;
-    return Eigen::Map<const Matrix<S>, Eigen::Unaligned, Strides>(view.data() + 2 * t + first + begin * view.outerStride(), count, n,
+    return Eigen::Map<const MatrixX<S>, Eigen::Unaligned, Strides>(view.data() + 2 * t + first + begin * view.outerStride(), count, n,
                                                                   Strides(view.outerStride(), 2));
   }
 
@@ -202,21 +202,21 @@ struct Initialized : Factored<Initialized<S>, S> {
       right.col(2 * c + 1) = (current.A.row(c) - initial_A.row(c)).transpose();
     }
   }
-  std::pair<Matrix<S>, Matrix<S>> pairs(Index b) const {
-    std::pair<Matrix<S>, Matrix<S>> result{Matrix<S>(out_features(), 2 * b), Matrix<S>(in_features(), 2 * b)};
+  std::pair<MatrixX<S>, MatrixX<S>> pairs(Index b) const {
+    std::pair<MatrixX<S>, MatrixX<S>> result{MatrixX<S>(out_features(), 2 * b), MatrixX<S>(in_features(), 2 * b)};
     pair_up(result.first, result.second);
     return result;
   }
 
   /// All are public.
   void check_factors() const {
-    require_equal(current.B.cols(), current.A.rows(), "Initialized: columns of B (rank) against rows of A");
-    require_in_range(components(), 0, max_rank(), "Initialized: components, against options.max_rank");
-    require_equal(initial_A.cols(), in_features(), "Initialized: columns of initial_A (in_features)");
-    require_equal(initial_B.rows(), out_features(), "Initialized: rows of initial_B (out_features)");
+    require_equal(current.B.cols(), current.A.rows(), "OffsetLowRank: columns of B (rank) against rows of A");
+    require_in_range(components(), 0, max_rank(), "OffsetLowRank: components, against options.max_rank");
+    require_equal(initial_A.cols(), in_features(), "OffsetLowRank: columns of initial_A (in_features)");
+    require_equal(initial_B.rows(), out_features(), "OffsetLowRank: rows of initial_B (out_features)");
     const Index most = std::numeric_limits<Index>::max();  // cut, an adapter keeps all it started at
-    require_in_range(initial_A.rows(), components(), most, "Initialized: rows of initial_A (rank)");
-    require_in_range(initial_B.cols(), components(), most, "Initialized: columns of initial_B (rank)");
+    require_in_range(initial_A.rows(), components(), most, "OffsetLowRank: rows of initial_A (rank)");
+    require_in_range(initial_B.cols(), components(), most, "OffsetLowRank: columns of initial_B (rank)");
   }
 
 };

@@ -1,12 +1,12 @@
 #include "dylora/layers/linear.hpp"
-#include "methods/pissa/initialized_under_test.hpp"
+#include "methods/pissa/offset_low_rank_under_test.hpp"
 #include "support/law.hpp"
 #include "support/make.hpp"
 
 namespace dylora::test {
 
 template <class S>
-using Started = Linear<S, InitializedUnderTest<S>>;
+using Started = Linear<S, OffsetLowRankUnderTest<S>>;
 
 using LayersUnderTest = InFloatAndDouble<Started>;
 
