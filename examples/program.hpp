@@ -10,8 +10,8 @@
 /// What a program has around what it does: its options and its exit code.
 namespace program {
 
-/// The main of the program `name`: declares and parses the options and calls run(options, app). Returns its exit code: what run returns, or 0
-/// where it returns nothing; 1 for an exception, whose message goes to stderr; CLI11's for options that are refused.
+/// The main of the program `name`: declares and parses the options and calls run(options, app). Returns its exit code: what run returns,
+/// or 0 where it returns nothing; 1 for an exception, whose message goes to stderr; CLI11's for options that are refused.
 template <class Options, class Run>
 int run_main(int argc, char** argv, const char* name, const std::string& what, Options options, void (*declare)(CLI::App&, Options&),
              Run&& run) {

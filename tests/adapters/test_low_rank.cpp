@@ -10,10 +10,7 @@
 
 namespace dylora::test {
 
-template <class S>
-using Adapted = LowRank<S>;
-
-using AdaptersUnderTest = InFloatAndDouble<Adapted>;
+using AdaptersUnderTest = InFloatAndDouble<LowRank>;
 
 }  // namespace dylora::test
 

@@ -5,10 +5,7 @@
 
 namespace dylora::test {
 
-template <class S>
-using Adapted = NoAdapter<S>;
-
-using AdaptersUnderTest = InFloatAndDouble<Adapted>;
+using AdaptersUnderTest = InFloatAndDouble<NoAdapter>;
 
 }  // namespace dylora::test
 

@@ -53,7 +53,7 @@ std::vector<Index> continue_by_forward(const Model& model, std::vector<Index> se
   return written;
 }
 
-/// Of a forward and a backward at these ranks: the loss and the gradients that they gave, against the loss's definition and its differences.
+/// The loss and the gradients that a forward and a backward gave at these ranks, against the loss's definition and its differences.
 template <class Model>
 void check_differences(const Model& model, double loss, const typename Model::Gradients& gradients, const BatchRanks& ranks,
                        RankSlice learning) {

@@ -74,9 +74,6 @@ MultiLora<S> reordered(const MultiLora<S>& adapter, const std::vector<Index>& or
 
 TEMPLATE_TEST_CASE("the output of parallel modules is the sum of theirs with their gains", "", float, double) {
   using S = TestType;
-  STATIC_REQUIRE(FactoredAdapter<MultiLora<S>>);
-  STATIC_REQUIRE(MergeableAdapter<MultiLora<S>>);
-  STATIC_REQUIRE(PortableAdapter<MultiLora<S>>);
   const MatrixX<S> x = noise<S>(in, 4, 3);
   for (const GainShape shape : {GainShape::per_output, GainShape::scalar}) {
     const MultiLora<S> adapter = trained<S>(shape);

@@ -55,8 +55,8 @@ struct Training {
   }
 };
 
-/// Trains for `steps`, one of which is first tried in ways that are refused, attempt(training): parameters and moments must then be those of a
-/// training without.
+/// Trains for `steps`, one of which is first tried in ways that are refused, attempt(training): parameters and moments must then be those
+/// of a training without.
 template <class Attempt>
 void check_refused_step_never_was(int steps, int tried, Attempt&& attempt) {
   Training training, undisturbed;

@@ -42,8 +42,8 @@ struct Checked : LocalWorkspace<Derived, S> {
     require_equal(y.cols(), x.cols(), detail::named<Derived, "::add_forward: samples in y">());
   }
 
-  /// What every backward refuses: dy, x and gradients that do not fit the adapter, a cache that was not filled with as many samples, and one
-  /// whose ranks are above the components that there are now.
+  /// What every backward refuses: dy, x and gradients that do not fit the adapter, a cache that was not filled with as many samples, and
+  /// one whose ranks are above the components that there are now.
   template <class Cache, class Gradients>
   void check_call(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients, Index components) const {
     require_equal(dy.rows(), self().out_features(), detail::named<Derived, "::add_backward: rows of dy">());

@@ -29,10 +29,10 @@ namespace dylora {
 ///     add_forward_at        y += Δ_b(x), for all columns of x; b ≥ 1, and no more than components()
 ///     add_backward_at       gradients += ∂/∂θ for components [rank.trainable_from, rank.active), dx += ∂/∂x
 ///
-/// Both are called for each run of neighbouring columns at one rank, in their order, when everything has been found to fit; what a backward has
-/// trained is noted in its gradients. If a forward computes what its backward can use, the adapter says what that is, `using Kept =
-/// MatrixX<double>`, and both verbs take it after x or dy: Kept& in the forward, which finds in it what an earlier call left, const Kept& in the
-/// backward.
+/// Both are called for each run of neighbouring columns at one rank, in their order, when everything has been found to fit; what a backward
+/// has trained is noted in its gradients. If a forward computes what its backward can use, the adapter says what that is, `using Kept =
+/// MatrixX<double>`, and both verbs take it after x or dy: Kept& in the forward, which finds in it what an earlier call left, const Kept& in
+/// the backward.
 ///
 /// It may have a name, which messages then begin with, and delta(rank) if it is linear in x. An adapter that is a product of two factors
 /// has a faster base (factored.hpp): a layer adds such a product in the pass that its frozen weight makes over the output.

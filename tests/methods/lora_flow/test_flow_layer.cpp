@@ -14,15 +14,3 @@ using LayersUnderTest = InFloatAndDouble<Flowing>;
 }  // namespace dylora::test
 
 #include "laws/layer_laws.hpp"
-
-namespace dylora::test {
-
-TEST_CASE("a layer of several adapters under a gate is a layer and a projection that cannot be merged") {
-  STATIC_REQUIRE(Layer<Flowing<float>>);
-  STATIC_REQUIRE(Projection<Flowing<float>>);
-  STATIC_REQUIRE_FALSE(MergeableAdapter<Flow<double>>);
-  STATIC_REQUIRE_FALSE(is_mergeable<Flowing<double>>);
-  STATIC_REQUIRE(is_mergeable<Linear<double>>);
-}
-
-}  // namespace dylora::test

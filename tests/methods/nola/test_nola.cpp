@@ -125,16 +125,6 @@ const std::vector<NolaVariant> variants{NolaVariant::language, NolaVariant::visi
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("NOLA is a product of low rank that can be merged and given away but not taken back", "", float, double) {
-  using S = TestType;
-  STATIC_REQUIRE(FactoredAdapter<Nola<S>>);
-  STATIC_REQUIRE(FactoredAdapter<NolaBases<S>>);
-  STATIC_REQUIRE(MergeableAdapter<Nola<S>>);
-  STATIC_REQUIRE(MergeableAdapter<NolaBases<S>>);
-  STATIC_REQUIRE_FALSE(PortableAdapter<Nola<S>>);
-  STATIC_REQUIRE_FALSE(PortableAdapter<NolaBases<S>>);
-}
-
 TEMPLATE_TEST_CASE("oracle of NOLA: a fresh adapter with A_0 leaves the base's output as it is bit for bit", "", float, double) {
   using S = TestType;
   const MatrixX<S> W = noise<S>(out, in, 1), x = noise<S>(in, 4, 2);
@@ -368,8 +358,6 @@ TEMPLATE_TEST_CASE("a linear layer with NOLA is its base and the adapter, and ca
   const auto check = [](const auto& adapter) {
     using A = std::remove_cvref_t<decltype(adapter)>;
     using L = Linear<S, A>;
-    STATIC_REQUIRE(Layer<L>);
-    STATIC_REQUIRE(Projection<L>);
     const MatrixX<S> W = noise<S>(out, in, 1), x = noise<S>(in, 5, 2), dy = noise<S>(out, 5, 3);
     const L layer(W, adapter);
     for (const BatchRanks& ranks : {BatchRanks(3), BatchRanks(5, 4), BatchRanks::per_sample({5, 5, 1, RankSlice::none(), {3, 2}})}) {

@@ -46,9 +46,6 @@ MatrixX<S> product(const LowRankFactors<S>& factors, Index rank) {
 
 TEMPLATE_TEST_CASE("what is added is what training made of the factors beyond those it began with", "", float, double) {
   using S = TestType;
-  STATIC_REQUIRE(FactoredAdapter<OffsetLowRank<S>>);
-  STATIC_REQUIRE(MergeableAdapter<OffsetLowRank<S>>);
-  STATIC_REQUIRE(PortableAdapter<OffsetLowRank<S>>);
   const OffsetLowRank<S> adapter = trained<S>();
   const MatrixX<S> x = noise<S>(in, samples, 4), dy = noise<S>(out, samples, 5);
   for (Index b = 1; b <= 5; ++b) {

@@ -13,6 +13,19 @@
 /// Residual links and chains of them, as the tests use them.
 namespace dylora::test {
 
+/// T of each shortcut, over any scalar.
+template <template <class, Shortcut> class T>
+struct EachShortcut {
+  template <class S>
+  using Input = T<S, Shortcut::input>;
+  template <class S>
+  using Block = T<S, Shortcut::block>;
+  template <class S>
+  using Middle = T<S, Shortcut::middle>;
+
+  using UnderTest = InFloatAndDouble<Input, Block, Middle>;
+};
+
 template <class S, Shortcut shortcut>
 ResidualOptions options_of(As<ResidualLowRank<S, shortcut>>, Index out, Index max_rank) {
   return {.adapter = options_of(As<LowRank<S>>{}, out, max_rank)};

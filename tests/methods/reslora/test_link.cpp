@@ -96,6 +96,18 @@ std::vector<typename Link::Gradients> zeros(const std::vector<Link>& links) {
   return gradients;
 }
 
+/// Calls f(n, rank, batch, y, dx, gradient) for the n-th of three links, after a call at each slice.
+template <class K, class F>
+void for_each_call(const std::vector<typename K::Link>& links, F&& f) {
+  const Batch<K> batch(3, 4, 1);
+  std::vector<typename K::Cache> caches(3);
+  for (const RankSlice rank : law_slices()) {
+    auto gradients = zeros(links);
+    const auto [y, dx] = batch.run(links, rank, caches, gradients);
+    for (std::size_t n = 0; n < 3; ++n) f(n, rank, batch, y[n], dx[n], gradients[n]);
+  }
+}
+
 template <class Link>
 VectorX<typename Link::Scalar> all_values(const std::vector<typename Link::Gradients>& gradients) {
   std::vector<VectorX<typename Link::Scalar>> parts;
@@ -233,39 +245,27 @@ TEMPLATE_LIST_TEST_CASE("oracle of ResLoRA: links with B = 0 are their weights b
   using K = TestType;
   auto links = K::links(3);
   for (auto& link : links) link.adapter.inner.B.setZero();
-  const Batch<K> batch(3, 4, 1);
-  std::vector<typename K::Cache> caches(3);
-  for (const RankSlice rank : law_slices()) {
-    auto gradients = zeros(links);
-    const auto [y, dx] = batch.run(links, rank, caches, gradients);
-    for (std::size_t n = 0; n < 3; ++n) {
-      const FrozenLinear<float> base(links[n].base);
-      const auto expected = run(base, batch.x[n], batch.dy[n]);
-      CHECK(same_bits(y[n], expected.first));
-      CHECK(same_bits(dx[n], expected.second));
-      CHECK_FALSE(gradients[n].adapter.inner.B.isZero(0));
-    }
-  }
+  for_each_call<K>(links, [&](std::size_t n, RankSlice, const auto& batch, const auto& y, const auto& dx, const auto& gradient) {
+    const FrozenLinear<float> base(links[n].base);
+    const auto expected = run(base, batch.x[n], batch.dy[n]);
+    CHECK(same_bits(y, expected.first));
+    CHECK(same_bits(dx, expected.second));
+    CHECK_FALSE(gradient.adapter.inner.B.isZero(0));
+  });
 }
 
 TEST_CASE("oracle of ResLoRA: block and middle links that reach no other are LoRA bit for bit") {
   const auto check = [](auto kind) {
     using K = decltype(kind);
     const auto links = K::links(3, 0);
-    const Batch<K> batch(3, 4, 1);
-    std::vector<typename K::Cache> caches(3);
-    for (const RankSlice rank : law_slices()) {
-      auto gradients = zeros(links);
-      const auto [y, dx] = batch.run(links, rank, caches, gradients);
-      for (std::size_t n = 0; n < 3; ++n) {
-        const Linear<float> lora(links[n].base, links[n].adapter.inner);
-        Linear<float>::Cache cache;
-        auto expected = zeros_like(lora);
-        CHECK(same_bits(y[n], lora.forward(batch.x[n], rank, cache)));
-        CHECK(same_bits(dx[n], lora.backward(batch.dy[n], cache, expected)));
-        CHECK(same_bits(values<typename K::Link>(gradients[n]), values<Linear<float>>(expected)));
-      }
-    }
+    for_each_call<K>(links, [&](std::size_t n, RankSlice rank, const auto& batch, const auto& y, const auto& dx, const auto& gradient) {
+      const Linear<float> lora(links[n].base, links[n].adapter.inner);
+      Linear<float>::Cache cache;
+      auto expected = zeros_like(lora);
+      CHECK(same_bits(y, lora.forward(batch.x[n], rank, cache)));
+      CHECK(same_bits(dx, lora.backward(batch.dy[n], cache, expected)));
+      CHECK(same_bits(values<typename K::Link>(gradient), values<Linear<float>>(expected)));
+    });
   };
   check(Kind<float, Shortcut::block>());
   check(Kind<float, Shortcut::middle>());

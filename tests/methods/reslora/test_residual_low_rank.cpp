@@ -8,14 +8,7 @@
 
 namespace dylora::test {
 
-template <class S>
-using FirstOfInput = ResidualLowRank<S, Shortcut::input>;
-template <class S>
-using FirstOfBlock = ResidualLowRank<S, Shortcut::block>;
-template <class S>
-using FirstOfMiddle = ResidualLowRank<S, Shortcut::middle>;
-
-using AdaptersUnderTest = InFloatAndDouble<FirstOfInput, FirstOfBlock, FirstOfMiddle>;
+using AdaptersUnderTest = EachShortcut<ResidualLowRank>::UnderTest;
 
 }  // namespace dylora::test
 

@@ -8,12 +8,7 @@
 
 namespace dylora::test {
 
-template <class S>
-using InputStack = ResidualStack<S, Shortcut::input>;
-template <class S>
-using BlockStack = ResidualStack<S, Shortcut::block>;
-template <class S>
-using MiddleStack = ResidualStack<S, Shortcut::middle>;
+using Stacks = EachShortcut<ResidualStack>;
 
 /// Three links within reach of each other or not, two of them, and one alone.
 template <class S, Shortcut shortcut>
@@ -47,7 +42,7 @@ VectorX<S> frozen_values(const ResidualStack<S, shortcut>& stack) {
   return joined<S>(parts);
 }
 
-using LayersUnderTest = InFloatAndDouble<InputStack, BlockStack, MiddleStack>;
+using LayersUnderTest = Stacks::UnderTest;
 
 }  // namespace dylora::test
 
@@ -56,9 +51,9 @@ using LayersUnderTest = InFloatAndDouble<InputStack, BlockStack, MiddleStack>;
 namespace dylora::test {
 
 TEST_CASE("oracle of ResLoRA: a block stack merged at any rank is a plain stack of that function") {
-  const auto stack = MakeLayer<BlockStack<double>>::make(1, law_rank);
-  BlockStack<double> trained = stack;
-  randomize<BlockStack<double>>(trained, 3);
+  const auto stack = MakeLayer<Stacks::Block<double>>::make(1, law_rank);
+  Stacks::Block<double> trained = stack;
+  randomize<Stacks::Block<double>>(trained, 3);
   const MatrixX<double> x = noise<double>(6, 4, 1);
   for (Index b = 1; b <= law_rank; ++b) {
     const auto merged = trained.merged(b);
@@ -68,13 +63,13 @@ TEST_CASE("oracle of ResLoRA: a block stack merged at any rank is a plain stack 
 }
 
 TEST_CASE("only a block stack has a merged form") {
-  STATIC_REQUIRE(is_mergeable<BlockStack<float>>);
-  STATIC_REQUIRE_FALSE(is_mergeable<InputStack<float>>);
-  STATIC_REQUIRE_FALSE(is_mergeable<MiddleStack<float>>);
+  STATIC_REQUIRE(is_mergeable<Stacks::Block<float>>);
+  STATIC_REQUIRE_FALSE(is_mergeable<Stacks::Input<float>>);
+  STATIC_REQUIRE_FALSE(is_mergeable<Stacks::Middle<float>>);
 }
 
 TEST_CASE("a residual stack names its parameters by link and shows its layers") {
-  auto stack = MakeLayer<MiddleStack<float>>::make(2, 3);
+  auto stack = MakeLayer<Stacks::Middle<float>>::make(2, 3);
   CHECK(names(stack) == std::vector<std::string>{"links.0.lora_A", "links.0.lora_B", "links.1.lora_A", "links.1.lora_B"});
   std::vector<std::string> layers;
   for_each_layer(stack, [&](std::string_view name, auto&) { layers.emplace_back(name); });
@@ -84,7 +79,7 @@ TEST_CASE("a residual stack names its parameters by link and shows its layers") 
 TEST_CASE("a residual stack is made from weights, with A drawn in order and B = 0") {
   Rng rng(1), same(1);
   const std::vector<DenseWeight<float>> W{noise<float>(6, 6, 1), noise<float>(6, 6, 2)};
-  const BlockStack<float> stack(W, {.adapter = {.max_rank = 3}, .reach = 1}, rng);
+  const Stacks::Block<float> stack(W, {.adapter = {.max_rank = 3}, .reach = 1}, rng);
   const LowRank<float> first(6, 6, {.max_rank = 3}, same), second(6, 6, {.max_rank = 3}, same);
   CHECK(same_bits(MatrixX<float>(stack.links[0].adapter.inner.A), MatrixX<float>(first.A)));
   CHECK(same_bits(MatrixX<float>(stack.links[1].adapter.inner.A), MatrixX<float>(second.A)));
@@ -101,14 +96,14 @@ TEST_CASE("a residual stack refuses links that do not fit each other") {
     return W;
   };
   const ResidualOptions all{.adapter = {.max_rank = 2}}, none{.adapter = {.max_rank = 2}, .reach = 0};
-  CHECK_THROWS_SAYING(std::invalid_argument, BlockStack<float>({}, all, rng), "ResidualStack", "at least one", "none");
-  CHECK_THROWS_SAYING(ShapeError, BlockStack<float>(weights({{5, 4}, {4, 4}}), none, rng), "in_features", "expected 5", "got 4");
-  CHECK_THROWS_SAYING(ShapeError, BlockStack<float>(weights({{5, 4}, {5, 5}}), all, rng), "in_features of a linked adapter");
-  CHECK_THROWS_SAYING(ShapeError, MiddleStack<float>(weights({{4, 4}, {5, 4}}), all, rng), "out_features of a linked adapter");
-  CHECK_THROWS_SAYING(ShapeError, InputStack<float>(weights({{5, 4}, {5, 5}}), all, rng), "in_features of a linked adapter");
+  CHECK_THROWS_SAYING(std::invalid_argument, Stacks::Block<float>({}, all, rng), "ResidualStack", "at least one", "none");
+  CHECK_THROWS_SAYING(ShapeError, Stacks::Block<float>(weights({{5, 4}, {4, 4}}), none, rng), "in_features", "expected 5", "got 4");
+  CHECK_THROWS_SAYING(ShapeError, Stacks::Block<float>(weights({{5, 4}, {5, 5}}), all, rng), "in_features of a linked adapter");
+  CHECK_THROWS_SAYING(ShapeError, Stacks::Middle<float>(weights({{4, 4}, {5, 4}}), all, rng), "out_features of a linked adapter");
+  CHECK_THROWS_SAYING(ShapeError, Stacks::Input<float>(weights({{5, 4}, {5, 5}}), all, rng), "in_features of a linked adapter");
   const MatrixX<float> x = noise<float>(4, 3, 1);
-  CHECK(InputStack<float>(weights({{4, 4}, {5, 4}}), all, rng).forward(x, 2).rows() == 5);
-  CHECK(MiddleStack<float>(weights({{5, 4}, {3, 5}}), none, rng).forward(x, 2).rows() == 3);
+  CHECK(Stacks::Input<float>(weights({{4, 4}, {5, 4}}), all, rng).forward(x, 2).rows() == 5);
+  CHECK(Stacks::Middle<float>(weights({{5, 4}, {3, 5}}), none, rng).forward(x, 2).rows() == 3);
 }
 
 }  // namespace dylora::test
