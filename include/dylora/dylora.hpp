@@ -56,6 +56,7 @@
 #include "dylora/train/sgd.hpp"
 #include "dylora/train/train_step.hpp"
 #include "dylora/weights/dense.hpp"
+#include "dylora/weights/matrix_weight.hpp"
 #include "dylora/weights/view.hpp"
 #include "dylora/weights/weight.hpp"
 

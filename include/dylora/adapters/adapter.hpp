@@ -45,16 +45,17 @@ template <class T>
 concept SelfContained = !requires { requires T::needs_linked_cache; };
 
 /// An adapter whose correction is a low-rank term for each run of equal ranks, left to the caller to add: each verb of Adapter is one of
-/// these followed by the addition of its terms, f(first column, columns, term) for each.
+/// these followed by the addition of the terms of cache.ranks.runs(cache.samples), the ranks and samples of the forward (factored.hpp).
 template <class A>
 concept FactoredAdapter =
     Adapter<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, const BatchRanks& ranks, typename A::Cache& cache,
                            const typename A::Cache& filled, typename A::Gradients& gradients, typename A::Workspace& workspace,
-                           void (*f)(Index, Index, const LowRankTerm<typename A::Scalar>&)) {
-      adapter.prepare_forward(in, ranks, cache);                             // (x, …)
-      adapter.for_each_forward_term(filled, f);                              // y += each
-      adapter.prepare_backward(in, in, filled, gradients, workspace);        // (x, dy, …)    gradients += ∂/∂θ
-      adapter.for_each_backward_term(filled, std::as_const(workspace), f);  // dx += each
+                           const RankRun& run) {
+      adapter.prepare_forward(in, ranks, cache);                                                              // (x, …)
+      { adapter.forward_term(filled, run) } -> std::same_as<LowRankTerm<typename A::Scalar>>;                 // y += this
+      adapter.prepare_backward(in, in, filled, gradients, workspace);                                         // (x, dy, …)  gradients += ∂/∂θ
+      { adapter.backward_term(filled, workspace, run) } -> std::same_as<LowRankTerm<typename A::Scalar>>;     // dx += this
+      filled.ranks.runs(filled.samples);
     };
 
 /// A frozen weight `base` and the `adapter` that corrects it.

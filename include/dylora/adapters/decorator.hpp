@@ -53,11 +53,10 @@ struct Decorator : LocalWorkspace<Derived, typename Inner::Scalar> {
   {
     wrapped().prepare_forward(x, ranks, cache);
   }
-  template <class F>
-  void for_each_forward_term(const typename Inner::Cache& cache, F&& f) const
+  LowRankTerm<S> forward_term(const typename Inner::Cache& cache, const RankRun& run) const
     requires FactoredAdapter<Inner>
   {
-    wrapped().for_each_forward_term(cache, f);
+    return wrapped().forward_term(cache, run);
   }
   template <class Gradients>
   void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const typename Inner::Cache& cache, Gradients& gradients,
@@ -66,11 +65,10 @@ struct Decorator : LocalWorkspace<Derived, typename Inner::Scalar> {
   {
     wrapped().prepare_backward(x, dy, cache, of_inner(gradients), workspace);
   }
-  template <class F>
-  void for_each_backward_term(const typename Inner::Cache& cache, const Workspace& workspace, F&& f) const
+  LowRankTerm<S> backward_term(const typename Inner::Cache& cache, const Workspace& workspace, const RankRun& run) const
     requires FactoredAdapter<Inner>
   {
-    wrapped().for_each_backward_term(cache, workspace, f);
+    return wrapped().backward_term(cache, workspace, run);
   }
 
   MatrixX<S> delta(RankSlice rank) const

@@ -13,20 +13,38 @@
 
 namespace dylora {
 
+/// y += the term of each run, after the adapter's prepare_forward has filled the cache.
+template <class A, class S>
+void add_forward_terms(const A& adapter, const typename A::Cache& cache, MatrixRef<S> y) {
+  for (const RankRun& run : cache.ranks.runs(cache.samples)) {
+    const LowRankTerm<S> term = adapter.forward_term(cache, run);
+    add_product(y.middleCols(run.begin, run.count), term.left, term.right, term.scale);
+  }
+}
+
+/// dx += the term of each run, after the adapter's prepare_backward has left them in the workspace.
+template <class A, class S>
+void add_backward_terms(const A& adapter, const typename A::Cache& cache, const typename A::Workspace& workspace, MatrixRef<S> dx) {
+  for (const RankRun& run : cache.ranks.runs(cache.samples)) {
+    const LowRankTerm<S> term = adapter.backward_term(cache, workspace, run);
+    add_product(dx.middleCols(run.begin, run.count), term.left, term.right, term.scale);
+  }
+}
+
 /// The verbs of a FactoredAdapter, from its parts:
 ///
-///     add_forward  = prepare_forward,  then y  += each term of for_each_forward_term
-///     add_backward = check_backward, prepare_backward,  then dx += each term of for_each_backward_term
+///     add_forward  = prepare_forward,                   then y  += forward_term of each run
+///     add_backward = check_backward, prepare_backward,  then dx += backward_term of each run
 ///
 /// A base of the adapter, struct LowRank : Factored<LowRank<S>, S>. The adapter has what Checked asks for, and
 ///
-///     Workspace                                   what lies between prepare_backward and for_each_backward_term
+///     Workspace                                   what lies between prepare_backward and backward_term
 ///     prepare_forward(x, ranks, cache)            calls check_forward, fills the cache (overwritten)
-///     for_each_forward_term(cache, f)             f(begin, n, term) for each run of n columns: y[:, begin : begin + n] is to have the term
-///                                                 (out × n) added; it may refer to the adapter and the cache
+///     forward_term(cache, run)                    the term, out × run.count, that y is to have added for a run of the cached ranks; it may
+///                                                 refer to the adapter and the cache
 ///     prepare_backward(x, dy, cache, gradients, workspace)
 ///                                                 calls check_backward, adds to the gradients, leaves in the workspace what the terms need
-///     for_each_backward_term(cache, workspace, f) the same for dx, after prepare_backward with this cache and this workspace
+///     backward_term(cache, workspace, run)        the same for dx, after prepare_backward with this cache and this workspace
 ///
 /// A layer calls the parts itself where its frozen weight can take a term along (layers/linear.hpp). Nothing here is virtual or stored.
 template <class Derived, std::floating_point S>
@@ -41,9 +59,7 @@ struct Factored : Checked<Derived, S> {
   void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     this->check_y(x, y);
     self().prepare_forward(x, ranks, cache);
-    self().for_each_forward_term(cache, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(y.middleCols(begin, n), term.left, term.right, term.scale);
-    });
+    add_forward_terms<Derived, S>(self(), cache, y);
   }
 
   /// The vector-Jacobian product of add_forward at the cached ranks, run after run; its formula is beside the adapter's prepare_backward.
@@ -56,9 +72,7 @@ struct Factored : Checked<Derived, S> {
     self().check_backward(x, dy, cache, gradients, workspace);
     this->check_dx(dy, dx);
     self().prepare_backward(x, dy, cache, gradients, workspace);
-    self().for_each_backward_term(cache, workspace, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-      add_product(dx.middleCols(begin, n), term.left, term.right, term.scale);
-    });
+    add_backward_terms<Derived, S>(self(), cache, workspace, dx);
   }
 
   /// Δ_b as a matrix, out × in: the product of the adapter's factors(b).

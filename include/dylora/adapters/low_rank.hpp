@@ -53,7 +53,7 @@ struct LowRank : Factored<LowRank<S>, S> {
   };
 
   struct Workspace {
-    Buffer<S> dh;  // s · B_bᵀ · dy, from prepare_backward to for_each_backward_term
+    Buffer<S> dh;  // s · B_bᵀ · dy, from prepare_backward to backward_term
   };
 
   /// Filled by one add_forward, read by any number of add_backward.
@@ -104,13 +104,9 @@ struct LowRank : Factored<LowRank<S>, S> {
     });
   }
 
-  template <class F>
-  void for_each_forward_term(const Cache& cache, F&& f) const {
-    const auto h = cache.h.view();
-    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
-      const Index b = rank.active;
-      f(begin, n, LowRankTerm<S>{B.leftCols(b), h.block(0, begin, b, n), b > 0 ? scale(b) : S(0)});
-    });
+  LowRankTerm<S> forward_term(const Cache& cache, const RankRun& run) const {
+    const Index b = run.rank.active;
+    return {B.leftCols(b), cache.h.view().block(0, run.begin, b, run.count), b > 0 ? scale(b) : S(0)};
   }
 
   /// Throws as Factored's, and ShapeError if A and B disagree about the rank or the cache is of another.
@@ -148,12 +144,9 @@ struct LowRank : Factored<LowRank<S>, S> {
     });
   }
 
-  template <class F>
-  void for_each_backward_term(const Cache& cache, const Workspace& workspace, F&& f) const {
-    const auto dh = workspace.dh.view();
-    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
-      f(begin, n, LowRankTerm<S>{A.topRows(rank.active).transpose(), dh.block(0, begin, rank.active, n)});
-    });
+  LowRankTerm<S> backward_term(const Cache& /*cache*/, const Workspace& workspace, const RankRun& run) const {
+    const Index b = run.rank.active;
+    return {A.topRows(b).transpose(), workspace.dh.view().block(0, run.begin, b, run.count)};
   }
 
   /// Δ_b as a matrix: s(b) · B_b · A_b, out × in.

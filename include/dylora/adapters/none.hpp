@@ -23,6 +23,7 @@ struct NoAdapter : LocalWorkspace<NoAdapter<S>, S> {
   struct Gradients {};
   struct Workspace {};
   struct Cache {
+    BatchRanks ranks = RankSlice::none();
     Index samples = 0;
   };
 
@@ -45,16 +46,12 @@ struct NoAdapter : LocalWorkspace<NoAdapter<S>, S> {
   }
 
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& /*ranks*/, Cache& cache) const { cache.samples = x.cols(); }
-  template <class F>
-  void for_each_forward_term(const Cache& cache, F&& f) const {
-    f(Index{0}, cache.samples, LowRankTerm<S>::none(out_features_, cache.samples));
-  }
+  LowRankTerm<S> forward_term(const Cache& /*cache*/, const RankRun& run) const { return LowRankTerm<S>::none(out_features_, run.count); }
   void prepare_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
     check_backward(x, dy, cache, gradients, workspace);
   }
-  template <class F>
-  void for_each_backward_term(const Cache& cache, const Workspace& /*workspace*/, F&& f) const {
-    f(Index{0}, cache.samples, LowRankTerm<S>::none(in_features_, cache.samples));
+  LowRankTerm<S> backward_term(const Cache& /*cache*/, const Workspace& /*workspace*/, const RankRun& run) const {
+    return LowRankTerm<S>::none(in_features_, run.count);
   }
 
   MatrixX<S> delta(RankSlice /*rank*/) const { return MatrixX<S>::Zero(out_features_, in_features_); }

@@ -16,6 +16,14 @@
 
 namespace dylora {
 
+/// Neighbouring columns at one rank.
+struct RankRun {
+  Index begin, count;
+  RankSlice rank;
+
+  bool operator==(const RankRun&) const = default;
+};
+
 /// The ranks of a batch: one for every column, or one for each run of neighbouring columns.
 ///
 ///     layer.forward(x, 4)                                                                  all of x at rank 4
@@ -26,6 +34,8 @@ namespace dylora {
 /// bit. The frozen weight meets the whole batch at once; the adapter costs a product per run, so let equal ranks be neighbours.
 class BatchRanks {
  public:
+  class Runs;
+
   BatchRanks(RankSlice rank) : everywhere_(rank) {}
   /// As RankSlice. Throws std::invalid_argument unless 0 ≤ trainable_from ≤ active and active ≥ 1.
   BatchRanks(Index active, Index trainable_from = 0) : everywhere_(active, trainable_from) {}
@@ -52,12 +62,12 @@ class BatchRanks {
   }
 
   /// The number of columns that these ranks are for; 0 if it is one rank for any number of them.
-  Index columns() const { return runs_.empty() ? 0 : runs_.back().end; }
+  Index columns() const { return runs_.empty() ? 0 : runs_.back().begin + runs_.back().count; }
 
   /// The largest rank of any column.
   Index highest() const {
     Index highest = everywhere_.active;
-    for (const Run& run : runs_) highest = std::max(highest, run.rank.active);
+    for (const RankRun& run : runs_) highest = std::max(highest, run.rank.active);
     return highest;
   }
 
@@ -65,42 +75,52 @@ class BatchRanks {
   BatchRanks at_most(Index max_rank) const {
     BatchRanks result = *this;
     result.everywhere_ = everywhere_.at_most(max_rank);
-    for (Run& run : result.runs_) run.rank = run.rank.at_most(max_rank);
+    for (RankRun& run : result.runs_) run.rank = run.rank.at_most(max_rank);
     return result;
   }
 
-  /// Calls f(begin, count, rank) for each run of a batch of `columns`, which must be columns() where that is not 0.
+  /// The runs of a batch of `columns`, which must be columns() where that is not 0: for (const RankRun& run : ranks.runs(n)). They are
+  /// those of these ranks, which must outlive them.
+  Runs runs(Index columns) const;
+
+  /// Calls f(begin, count, rank) for each of them.
   template <class F>
-  void for_each_run(Index columns, F&& f) const {
-    if (runs_.empty()) return f(Index{0}, columns, everywhere_);
-    Index begin = 0;
-    for (const Run& run : runs_) {
-      f(begin, run.end - begin, run.rank);
-      begin = run.end;
-    }
-  }
+  void for_each_run(Index columns, F&& f) const;
 
   bool operator==(const BatchRanks&) const = default;
 
  private:
-  struct Run {
-    Index end;
-    RankSlice rank;
-    bool operator==(const Run&) const = default;
-  };
-
-  void append(Index columns, RankSlice rank) {
-    const Index end = this->columns() + columns;
+  void append(Index count, RankSlice rank) {
     if (!runs_.empty() && runs_.back().rank == rank) {
-      runs_.back().end = end;
+      runs_.back().count += count;
     } else {
-      runs_.push_back({end, rank});
+      runs_.push_back({columns(), count, rank});
     }
   }
 
-  RankSlice everywhere_;   // where there are no runs
-  std::vector<Run> runs_;  // neighbours differ, except where at_most made them alike: merged, their gradients would have other bits
+  RankSlice everywhere_;       // where there are no runs
+  std::vector<RankRun> runs_;  // neighbours differ, except where at_most made them alike: merged, their gradients would have other bits
 };
+
+class BatchRanks::Runs {
+ public:
+  Runs(const std::vector<RankRun>& runs, RankRun all) : runs_(runs), all_(all) {}
+
+  const RankRun* begin() const { return runs_.empty() ? &all_ : runs_.data(); }
+  const RankRun* end() const { return begin() + size(); }
+  Index size() const { return runs_.empty() ? 1 : static_cast<Index>(runs_.size()); }
+
+ private:
+  std::span<const RankRun> runs_;
+  RankRun all_;  // where one rank is for all columns
+};
+
+inline BatchRanks::Runs BatchRanks::runs(Index columns) const { return {runs_, {0, columns, everywhere_}}; }
+
+template <class F>
+void BatchRanks::for_each_run(Index columns, F&& f) const {
+  for (const RankRun& run : runs(columns)) f(run.begin, run.count, run.rank);
+}
 
 /// Throws std::invalid_argument if a rank is above max_rank, where 0 means that there is no adapter and any rank will do, and ShapeError if
 /// the ranks are for another number of columns.

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "dylora/adapters/adapter.hpp"
+#include "dylora/adapters/factored.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/adapters/none.hpp"
 #include "dylora/core/batch_ranks.hpp"
@@ -89,9 +90,10 @@ struct Linear : KeepsInput<Linear<S, A, W>, S> {
     require_equal(y.cols(), x.cols(), "Linear::forward: samples in y");
     if constexpr (fused) {
       adapter.prepare_forward(x, ranks.at_most(max_rank()), cache.adapter);
-      adapter.for_each_forward_term(cache.adapter, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-        add_term(begin, n, term, y, [&](const LowRankTerm<S>& along) { base.apply(x, along, y); });
-      });
+      const auto runs = cache.adapter.ranks.runs(x.cols());
+      if (runs.size() == 1) return base.apply(x, adapter.forward_term(cache.adapter, *runs.begin()), y);
+      base.apply(x, y);
+      add_forward_terms<A, S>(adapter, cache.adapter, y);
     } else {
       base.apply(x, y);
       adapter.add_forward(x, ranks.at_most(max_rank()), cache.adapter, y);
@@ -148,16 +150,8 @@ struct Linear : KeepsInput<Linear<S, A, W>, S> {
   }
 
  private:
+  /// The frozen weight meets the whole batch at once, with the adapter's term along where one rank is for all of it.
   static constexpr bool fused = FactoredAdapter<A> && FusedWeight<W>;
-
-  /// The frozen weight meets the whole batch at once, at its first run: with the term along where that run is the batch. Else each run's
-  /// term is added after it.
-  template <class Weight>
-  static void add_term(Index begin, Index n, const LowRankTerm<S>& term, MatrixRef<S> out, const Weight& weight) {
-    if (n == out.cols()) return weight(term);
-    if (begin == 0) weight(LowRankTerm<S>::none(out.rows(), out.cols()));
-    add_product(out.middleCols(begin, n), term.left, term.right, term.scale);
-  }
 
   /// dx (overwritten unless `add`). The adapter goes first: it may refuse, and nothing has been touched then.
   template <bool add>
@@ -168,11 +162,12 @@ struct Linear : KeepsInput<Linear<S, A, W>, S> {
     require_equal(dx.cols(), dy.cols(), "Linear::backward: samples in dx");
     if constexpr (fused) {
       adapter.prepare_backward(x, dy, cache.adapter, gradients.adapter, workspace.adapter);
-      adapter.for_each_backward_term(cache.adapter, workspace.adapter, [&](Index begin, Index n, const LowRankTerm<S>& term) {
-        add_term(begin, n, term, dx, [&](const LowRankTerm<S>& along) {
-          add ? base.add_apply_transposed(dy, along, dx) : base.apply_transposed(dy, along, dx);
-        });
-      });
+      const auto runs = cache.adapter.ranks.runs(dy.cols());
+      const bool one_rank = runs.size() == 1;
+      const LowRankTerm<S> term =
+          one_rank ? adapter.backward_term(cache.adapter, workspace.adapter, *runs.begin()) : LowRankTerm<S>::none(dx.rows(), dx.cols());
+      add ? base.add_apply_transposed(dy, term, dx) : base.apply_transposed(dy, term, dx);
+      if (!one_rank) add_backward_terms<A, S>(adapter, cache.adapter, workspace.adapter, dx);
     } else {
       adapter.check_backward(x, dy, cache.adapter, gradients.adapter, workspace.adapter);
       if constexpr (!add) dx.setZero();

@@ -68,19 +68,18 @@ void multiply_into(D& dst, const L& lhs, const R& rhs, S scale) {
 #endif
 }
 
-/// dst = initial + lhs · rhs + term.
-template <class S, class L>
-void multiply_with_term(MatrixRef<S> dst, const L& lhs, ConstMatrixRef<S> rhs, Initial<S> initial, const LowRankTerm<S>& term) {
+template <class D, class L, class R, class S>
+void require_affine(const D& dst, const L& lhs, const R& rhs, const LowRankTerm<S>& term) {
   require_product(dst, lhs, rhs);
   require_product(dst, term.left, term.right);
   require_in_range(lhs.cols(), 1, std::numeric_limits<Index>::max(), "product: columns of the left operand");
-  if (dst.size() == 0) return;
+}
+
+/// The term as gemm takes it along, or an empty one if it is too deep for that.
+template <class S>
+Product<S> taken_along(const LowRankTerm<S>& term) {
   const Index rank = term.left.cols();
-  const bool along = rank > 0 && rank <= depth_block;
-  gemm<S>(dst.rows(), dst.cols(), {operand(lhs), operand(rhs), lhs.cols(), S(1)},
-          along ? Product<S>{operand(term.left), operand(term.right), rank, term.scale} : Product<S>{}, initial, dst.data(),
-          dst.outerStride());
-  if (!along) multiply_into<true>(dst, term.left, term.right, term.scale);
+  return rank > 0 && rank <= depth_block ? Product<S>{operand(term.left), operand(term.right), rank, term.scale} : Product<S>{};
 }
 
 }  // namespace detail
@@ -134,7 +133,12 @@ void set_affine(MatrixRef<S> dst, const L& lhs, ConstMatrixRef<S> rhs, const Eig
   if (bias.size() > 0) dst.colwise() += bias;
   add_product(dst, term.left, term.right, term.scale);
 #else
-  detail::multiply_with_term<S>(dst, lhs, rhs, {bias.size() > 0 ? bias.data() : nullptr, 0}, term);
+  detail::require_affine(dst, lhs, rhs, term);
+  if (dst.size() == 0) return;
+  const auto along = detail::taken_along(term);
+  detail::gemm<S>(dst.rows(), dst.cols(), {detail::operand(lhs), detail::operand(rhs), lhs.cols(), S(1)}, along,
+                  {bias.size() > 0 ? bias.data() : nullptr, 0}, dst.data(), dst.outerStride());
+  if (along.depth == 0) add_product(dst, term.left, term.right, term.scale);
 #endif
 }
 
@@ -145,7 +149,12 @@ void add_affine(MatrixRef<S> dst, const L& lhs, ConstMatrixRef<S> rhs, const Low
   add_product(dst, lhs, rhs);
   add_product(dst, term.left, term.right, term.scale);
 #else
-  detail::multiply_with_term<S>(dst, lhs, rhs, {dst.data(), dst.outerStride()}, term);
+  detail::require_affine(dst, lhs, rhs, term);
+  if (dst.size() == 0) return;
+  const auto along = detail::taken_along(term);
+  detail::gemm<S>(dst.rows(), dst.cols(), {detail::operand(lhs), detail::operand(rhs), lhs.cols(), S(1)}, along,
+                  {dst.data(), dst.outerStride()}, dst.data(), dst.outerStride());
+  if (along.depth == 0) add_product(dst, term.left, term.right, term.scale);
 #endif
 }
 

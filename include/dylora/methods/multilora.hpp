@@ -59,7 +59,7 @@ struct MultiLora : Factored<MultiLora<S>, S> {
   };
 
   struct Workspace {
-    Buffer<S> dh;  // s · (C∘B)ᵀ · dy, from prepare_backward to for_each_backward_term
+    Buffer<S> dh;  // s · (C∘B)ᵀ · dy, from prepare_backward to backward_term
     Buffer<S> M;   // s · dy · hᵀ
   };
 
@@ -122,13 +122,9 @@ struct MultiLora : Factored<MultiLora<S>, S> {
     });
   }
 
-  template <class F>
-  void for_each_forward_term(const Cache& cache, F&& f) const {
-    const auto h = cache.h.view(), scaled_B = cache.scaled_B.view();
-    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
-      const Index b = rank.active;
-      f(begin, n, LowRankTerm<S>{scaled_B.leftCols(columns(b)), h.block(0, begin, columns(b), n), b > 0 ? scale(b) : S(0)});
-    });
+  LowRankTerm<S> forward_term(const Cache& cache, const RankRun& run) const {
+    const Index b = run.rank.active, count = columns(b);
+    return {cache.scaled_B.view().leftCols(count), cache.h.view().block(0, run.begin, count, run.count), b > 0 ? scale(b) : S(0)};
   }
 
   /// Throws as Factored's, and ShapeError if the factors and the gain disagree or the cache is of other sizes.
@@ -171,12 +167,9 @@ struct MultiLora : Factored<MultiLora<S>, S> {
     });
   }
 
-  template <class F>
-  void for_each_backward_term(const Cache& cache, const Workspace& workspace, F&& f) const {
-    const auto dh = workspace.dh.view();
-    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
-      f(begin, n, LowRankTerm<S>{A_of(rank.active).transpose(), dh.block(0, begin, columns(rank.active), n)});
-    });
+  LowRankTerm<S> backward_term(const Cache& /*cache*/, const Workspace& workspace, const RankRun& run) const {
+    const Index b = run.rank.active;
+    return {A_of(b).transpose(), workspace.dh.view().block(0, run.begin, columns(b), run.count)};
   }
 
   /// One product of rank b · modules, the gains multiplied into its B: of the first b components, or of all there are if b is more.

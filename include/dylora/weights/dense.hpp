@@ -2,11 +2,12 @@
 #define DYLORA_WEIGHTS_DENSE_HPP
 
 #include <concepts>
+#include <string_view>
 #include <utility>
 
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
-#include "dylora/linalg/product.hpp"
+#include "dylora/weights/matrix_weight.hpp"
 #include "dylora/weights/view.hpp"
 
 namespace dylora {
@@ -16,8 +17,9 @@ namespace dylora {
 /// `Storage` is MatrixX<S> or RowMatrix<S>; move in what you have and nothing is copied. It converts from any Eigen matrix, map or expression,
 /// so that a layer can be made from one: Linear<float> layer(W, {.max_rank = 8}, rng).
 template <std::floating_point S, class Storage = MatrixX<S>>
-struct DenseWeight {
+struct DenseWeight : MatrixWeight<DenseWeight<S, Storage>, S> {
   using Scalar = S;
+  static constexpr std::string_view name = "DenseWeight";
 
   Storage W;       // out × in
   VectorX<S> bias;  // out, or no elements
@@ -36,29 +38,8 @@ struct DenseWeight {
   Index rows() const { return W.rows(); }
   Index cols() const { return W.cols(); }
   WeightView<S, Storage> view() const { return {W, bias}; }
-
-  /// y = W x + bias. 2·out·in·n flops.
-  void apply(ConstMatrixRef<S> x, MatrixRef<S> y) const { view().apply(x, y); }
-
-  /// y = W x + bias + term, in one pass over y.
-  void apply(ConstMatrixRef<S> x, const LowRankTerm<S>& term, MatrixRef<S> y) const { view().apply(x, term, y); }
-
-  /// dx += Wᵀ dy. 2·out·in·n flops.
-  void add_apply_transposed(ConstMatrixRef<S> dy, MatrixRef<S> dx) const { view().add_apply_transposed(dy, dx); }
-
-  /// dx = Wᵀ dy + term, in one pass over dx.
-  void apply_transposed(ConstMatrixRef<S> dy, const LowRankTerm<S>& term, MatrixRef<S> dx) const { view().apply_transposed(dy, term, dx); }
-
-  /// dx += Wᵀ dy + term, in one pass over dx.
-  void add_apply_transposed(ConstMatrixRef<S> dy, const LowRankTerm<S>& term, MatrixRef<S> dx) const {
-    view().add_apply_transposed(dy, term, dx);
-  }
-
-  /// A copy of W, without the bias.
-  MatrixX<S> dense() const { return W; }
-
-  /// A copy of the bias; no elements if there is none.
-  VectorX<S> dense_bias() const { return bias; }
+  const Storage& values() const { return W; }
+  const VectorX<S>& offsets() const { return bias; }
 };
 
 }  // namespace dylora

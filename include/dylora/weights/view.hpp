@@ -5,10 +5,11 @@
 #include <limits>
 #include <new>
 #include <string>
+#include <string_view>
 
 #include "dylora/core/error.hpp"
 #include "dylora/core/types.hpp"
-#include "dylora/linalg/product.hpp"
+#include "dylora/weights/matrix_weight.hpp"
 
 namespace dylora {
 
@@ -20,9 +21,10 @@ namespace dylora {
 /// `Storage` is the order in which the memory holds the out × in matrix: MatrixX<S> (column by column; also a row-major in × out, as GPT-2's
 /// Conv1D keeps it) or RowMatrix<S>. The memory must outlive every copy of the view and must not change under it.
 template <std::floating_point S, class Storage = MatrixX<S>>
-class WeightView {
+class WeightView : public MatrixWeight<WeightView<S, Storage>, S> {
  public:
   using Scalar = S;
+  static constexpr std::string_view name = "WeightView";
   using Values = Eigen::Map<const Storage, Eigen::Unaligned, Eigen::OuterStride<>>;
   using Bias = Eigen::Map<const VectorX<S>>;
 
@@ -58,36 +60,7 @@ class WeightView {
   Index cols() const { return values_.cols(); }
   const Values& values() const { return values_; }
   const Bias& bias() const { return bias_; }
-
-  /// y = W x + bias. 2·out·in·n flops.
-  void apply(ConstMatrixRef<S> x, MatrixRef<S> y) const { apply(x, LowRankTerm<S>::none(rows(), x.cols()), y); }
-
-  /// y = W x + bias + term. One pass over y; 2·n·(out·in + rank·out) flops.
-  void apply(ConstMatrixRef<S> x, const LowRankTerm<S>& term, MatrixRef<S> y) const {
-    require_equal(x.rows(), cols(), "WeightView::apply: rows of x");
-    require_equal(y.rows(), rows(), "WeightView::apply: rows of y");
-    require_equal(y.cols(), x.cols(), "WeightView::apply: samples in y");
-    set_affine<S>(y, values_, x, bias_, term);
-  }
-
-  /// dx += Wᵀ dy. 2·out·in·n flops.
-  void add_apply_transposed(ConstMatrixRef<S> dy, MatrixRef<S> dx) const { add_product(dx, values_.transpose(), dy); }
-
-  /// dx = Wᵀ dy + term. One pass over dx; 2·n·(out·in + rank·in) flops.
-  void apply_transposed(ConstMatrixRef<S> dy, const LowRankTerm<S>& term, MatrixRef<S> dx) const {
-    set_affine<S>(dx, values_.transpose(), dy, VectorX<S>(), term);
-  }
-
-  /// dx += Wᵀ dy + term. One pass over dx; 2·n·(out·in + rank·in) flops.
-  void add_apply_transposed(ConstMatrixRef<S> dy, const LowRankTerm<S>& term, MatrixRef<S> dx) const {
-    add_affine<S>(dx, values_.transpose(), dy, term);
-  }
-
-  /// A copy of W, without the bias.
-  MatrixX<S> dense() const { return values_; }
-
-  /// A copy of the bias; no elements if there is none.
-  VectorX<S> dense_bias() const { return bias_; }
+  const Bias& offsets() const { return bias_; }
 
  private:
   WeightView(Values values, const S* bias) : values_(values), bias_(bias, bias != nullptr ? values.rows() : 0) {

@@ -75,12 +75,11 @@ void multiply_tile(Index depth, LeftPanel<S> lhs, Operand<S> rhs, S scale, Initi
   }
 }
 
-/// The same for `rows` × `cols` of a tile: through a buffer where it hangs over the edge.
+/// The same for the `rows` × `cols` of a tile that hangs over the edge: through a buffer.
 template <class S, int vectors>
 void multiply_edge(Index rows, Index cols, Index depth, LeftPanel<S> lhs, Operand<S> rhs, S scale, Initial<S> initial, S* dst,
                    Index stride) {
   constexpr Index height = vectors * lanes<S>;
-  if (rows == height && cols == tile_cols) return multiply_tile<S, vectors>(depth, lhs, rhs, scale, initial, dst, stride);
   alignas(vector_bytes) S tile[height * tile_cols] = {};
   if (initial.data != nullptr) {
     for (Index j = 0; j < cols; ++j) std::copy_n(initial.data + j * initial.col_stride, rows, tile + j * height);
@@ -161,11 +160,17 @@ struct Slab {
     const LeftPanel<S> lhs = row < first_row ? LeftPanel<S>{part.lhs.at(row, 0), part.lhs.col_stride}
                                              : LeftPanel<S>{left + (row - first_row) * part.depth, height};
     const Operand<S> rhs = col < first_col ? part.rhs.from(0, col) : Operand<S>{right + (col - first_col) * depth_block, 1, depth_block};
-    const auto run = [&]<int vectors>() { multiply_edge<S, vectors>(rows, cols, part.depth, lhs, rhs, part.scale, initial, dst, stride); };
+    if (rows == height && cols == tile_cols) {
+      switch (height / lanes<S>) {
+        case 1: return multiply_tile<S, 1>(part.depth, lhs, rhs, part.scale, initial, dst, stride);
+        case 2: return multiply_tile<S, 2>(part.depth, lhs, rhs, part.scale, initial, dst, stride);
+        default: return multiply_tile<S, tile_vectors>(part.depth, lhs, rhs, part.scale, initial, dst, stride);
+      }
+    }
     switch (height / lanes<S>) {
-      case 1: return run.template operator()<1>();
-      case 2: return run.template operator()<2>();
-      default: return run.template operator()<tile_vectors>();
+      case 1: return multiply_edge<S, 1>(rows, cols, part.depth, lhs, rhs, part.scale, initial, dst, stride);
+      case 2: return multiply_edge<S, 2>(rows, cols, part.depth, lhs, rhs, part.scale, initial, dst, stride);
+      default: return multiply_edge<S, tile_vectors>(rows, cols, part.depth, lhs, rhs, part.scale, initial, dst, stride);
     }
   }
 };

@@ -8,6 +8,7 @@
 
 #include "dylora/adapters/adapter.hpp"
 #include "dylora/adapters/dropout_mask.hpp"
+#include "dylora/adapters/factored.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
@@ -124,9 +125,7 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
     if (cache.dropped) {
       Product::apply(cache.mask.x(), ranks, cache.product, unscaled);
       base.apply(x, y);
-      adapter.for_each_forward_term(cache.product.adapter, [&](Index begin, Index columns, const LowRankTerm<S>& term) {
-        add_product(y.middleCols(begin, columns), term.left, term.right, term.scale);
-      });
+      add_forward_terms<Inner, S>(adapter, cache.product.adapter, y);
     } else {
       Product::apply(x, ranks, cache.product, y);
     }

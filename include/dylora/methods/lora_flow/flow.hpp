@@ -114,7 +114,7 @@ struct Flow : LocalWorkspace<Flow<S>, S> {
 
   static void members(const auto& f, auto&... t) {
     f(Child<FlowGate<S>>{"gate"}, t.gate...);
-    f(Child<GatedAdapters<S>>{"adapters"}, t.adapters...);
+    f(Constant{"adapters"}, &Flow::adapters);
   }
 
  private:

@@ -121,13 +121,9 @@ class GatedAdapters : public Factored<GatedAdapters<S>, S> {
     cache.samples = x.cols();
   }
 
-  template <class F>
-  void for_each_forward_term(const Cache& cache, F&& f) const {
-    const auto gated = cache.gated.view();
-    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
-      const Index b = rows_at(rank.active);
-      f(begin, n, LowRankTerm<S>{B_.leftCols(b), gated.block(0, begin, b, n)});
-    });
+  LowRankTerm<S> forward_term(const Cache& cache, const RankRun& run) const {
+    const Index b = rows_at(run.rank.active);
+    return {B_.leftCols(b), cache.gated.view().block(0, run.begin, b, run.count)};
   }
 
   /// Throws as Factored's, and ShapeError if the cache or *workspace.d_weights is of other sizes, std::invalid_argument if there is no
@@ -166,13 +162,9 @@ class GatedAdapters : public Factored<GatedAdapters<S>, S> {
     });
   }
 
-  template <class F>
-  void for_each_backward_term(const Cache& cache, const Workspace& workspace, F&& f) const {
-    const auto dh = workspace.dh.view();
-    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
-      const Index b = rows_at(rank.active);
-      f(begin, n, LowRankTerm<S>{A_.topRows(b).transpose(), dh.block(0, begin, b, n)});
-    });
+  LowRankTerm<S> backward_term(const Cache& /*cache*/, const Workspace& workspace, const RankRun& run) const {
+    const Index b = rows_at(run.rank.active);
+    return {A_.topRows(b).transpose(), workspace.dh.view().block(0, run.begin, b, run.count)};
   }
 
   /// Δ_b as a matrix, out × in, under weights that are the same for every token: what merges exactly where a gate is constant

@@ -65,7 +65,7 @@ struct Nola : Factored<Nola<S, nesting>, S> {
   };
 
   struct Workspace {
-    Buffer<S> dh;      // s · Bᵀ · dy, from prepare_backward to for_each_backward_term
+    Buffer<S> dh;      // s · Bᵀ · dy, from prepare_backward to backward_term
     Buffer<S> dA, dB;  // of a run, as the factors in the cache
   };
 
@@ -130,12 +130,9 @@ struct Nola : Factored<Nola<S, nesting>, S> {
     });
   }
 
-  template <class F>
-  void for_each_forward_term(const Cache& cache, F&& f) const {
-    const auto B = cache.B.view(), h = cache.h.view();
-    for_each_run(cache.ranks, cache.samples, [&](Index begin, Index n, RankSlice rank, Index first, Index r) {
-      f(begin, n, LowRankTerm<S>{B.middleCols(first, r), h.block(0, begin, r, n), r > 0 ? scale(rank.active) : S(0)});
-    });
+  LowRankTerm<S> forward_term(const Cache& cache, const RankRun& run) const {
+    const Index first = first_column(cache, run), r = factor_rank(run.rank.active);
+    return {cache.B.view().middleCols(first, r), cache.h.view().block(0, run.begin, r, run.count), r > 0 ? scale(run.rank.active) : S(0)};
   }
 
   /// Throws as Factored's, and ShapeError if the coefficients disagree with the options or the cache is of other sizes.
@@ -180,12 +177,9 @@ struct Nola : Factored<Nola<S, nesting>, S> {
     });
   }
 
-  template <class F>
-  void for_each_backward_term(const Cache& cache, const Workspace& workspace, F&& f) const {
-    const auto A = cache.A.view(), dh = workspace.dh.view();
-    for_each_run(cache.ranks, cache.samples, [&](Index begin, Index n, RankSlice, Index first, Index r) {
-      f(begin, n, LowRankTerm<S>{A.middleCols(first, r), dh.block(0, begin, r, n)});
-    });
+  LowRankTerm<S> backward_term(const Cache& cache, const Workspace& workspace, const RankRun& run) const {
+    const Index first = first_column(cache, run), r = factor_rank(run.rank.active);
+    return {cache.A.view().middleCols(first, r), workspace.dh.view().block(0, run.begin, r, run.count)};
   }
 
   /// s, B and A, as other programs keep them. No factors can be taken back: they are hardly ever a combination of the bases.
@@ -218,6 +212,17 @@ struct Nola : Factored<Nola<S, nesting>, S> {
   void make_factors(Index b, MatrixRef<S> A, MatrixRef<S> B) const {
     const Index bases = active_bases(b);
     source().make(alpha.head(bases), beta.head(bases), A, B);
+  }
+
+  /// Of the factors of a run, in those of the cache: all runs have the same where ranks are nested, each its own where bases are.
+  Index first_column(const Cache& cache, const RankRun& run) const {
+    Index first = 0;
+    if (nesting == NolaNesting::rank) return first;
+    for (const RankRun& before : cache.ranks.runs(cache.samples)) {
+      if (before.begin == run.begin) break;
+      first += factor_rank(before.rank.active);
+    }
+    return first;
   }
 
   /// Calls f(begin, n, rank, first, r) for each run, whose factors are the r columns from `first` on of those in the cache; returns how many

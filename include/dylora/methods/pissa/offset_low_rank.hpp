@@ -95,13 +95,9 @@ struct OffsetLowRank : Factored<OffsetLowRank<S>, S> {
     cache.samples = x.cols();
   }
 
-  template <class F>
-  void for_each_forward_term(const Cache& cache, F&& f) const {
-    const auto left = cache.left.view(), h = cache.h.view();
-    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
-      const Index b = rank.active;
-      f(begin, n, LowRankTerm<S>{left.leftCols(2 * b), h.block(0, begin, 2 * b, n), b > 0 ? scale(b) : S(0)});
-    });
+  LowRankTerm<S> forward_term(const Cache& cache, const RankRun& run) const {
+    const Index b = run.rank.active;
+    return {cache.left.view().leftCols(2 * b), cache.h.view().block(0, run.begin, 2 * b, run.count), b > 0 ? scale(b) : S(0)};
   }
 
   /// Throws as Factored's, and ShapeError if the factors disagree or the cache is of other sizes.
@@ -140,12 +136,9 @@ struct OffsetLowRank : Factored<OffsetLowRank<S>, S> {
     });
   }
 
-  template <class F>
-  void for_each_backward_term(const Cache& cache, const Workspace& workspace, F&& f) const {
-    const auto right = cache.right.view(), d_pairs = workspace.d_pairs.view();
-    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
-      f(begin, n, LowRankTerm<S>{right.leftCols(2 * rank.active), d_pairs.block(0, begin, 2 * rank.active, n)});
-    });
+  LowRankTerm<S> backward_term(const Cache& cache, const Workspace& workspace, const RankRun& run) const {
+    const Index pairs = 2 * run.rank.active;
+    return {cache.right.view().leftCols(pairs), workspace.d_pairs.view().block(0, run.begin, pairs, run.count)};
   }
 
   /// Δ_b as a matrix, out × in.

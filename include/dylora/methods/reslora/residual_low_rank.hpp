@@ -114,13 +114,9 @@ struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
     cache.samples = x.cols();
   }
 
-  template <class F>
-  void for_each_forward_term(const Cache& cache, F&& f) const {
-    const auto B = all_B(cache), h = met_by_B(cache);
-    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
-      const Index b = rank.active, columns = writers() * b;
-      f(begin, n, LowRankTerm<S>{B.leftCols(columns), h.block(0, begin, columns, n), b > 0 ? inner.scale(b) : S(0)});
-    });
+  LowRankTerm<S> forward_term(const Cache& cache, const RankRun& run) const {
+    const Index b = run.rank.active, columns = writers() * b;
+    return {all_B(cache).leftCols(columns), met_by_B(cache).block(0, run.begin, columns, run.count), b > 0 ? inner.scale(b) : S(0)};
   }
 
   /// Throws as Factored's, and ShapeError if the cache or the workspace is of another batch, or unless the workspace was linked and each
@@ -190,13 +186,9 @@ struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
     workspace.returned = 0;
   }
 
-  template <class F>
-  void for_each_backward_term(const Cache& cache, const Workspace& workspace, F&& f) const {
-    const auto A = all_A(cache), da = met_by_x(cache, workspace);
-    cache.ranks.for_each_run(cache.samples, [&](Index begin, Index n, RankSlice rank) {
-      const Index columns = readers(cache) * rank.active;
-      f(begin, n, LowRankTerm<S>{A.leftCols(columns), da.block(0, begin, columns, n)});
-    });
+  LowRankTerm<S> backward_term(const Cache& cache, const Workspace& workspace, const RankRun& run) const {
+    const Index columns = readers(cache) * run.rank.active;
+    return {all_A(cache).leftCols(columns), met_by_x(cache, workspace).block(0, run.begin, columns, run.count)};
   }
 
   static void members(const auto& f, auto&... t) {
