@@ -255,7 +255,7 @@ TEST_CASE("a snapshot of parameters and their file are told apart by the argumen
   const TemporaryFolder folder;
   auto layer = with_low_rank<float>(1);
   auto snapshot = zeros_like(layer);
-  save_parameters(layer, snapshot);
+  take_snapshot(layer, snapshot);
   save_parameters((folder / "layer").c_str(), layer);
   randomize<Linear<float>>(layer, 5);
   load_parameters((folder / "layer").string(), layer);
