@@ -72,9 +72,9 @@ void check_forbidden(const std::string& place) {
 /// A layer that adds to the dx which it is to overwrite.
 struct AddsDx : Linear<double> {
   using Linear<double>::backward;
-  void backward(ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients, MatrixRef<double> dx) const {
+  void backward(ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<double> dx) const {
     const MatrixX<double> before = dx;
-    Linear<double>::backward(dy, cache, gradients, dx);
+    Linear<double>::backward(dy, cache, gradients, workspace, dx);
     dx += before;
   }
 };

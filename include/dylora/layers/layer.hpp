@@ -68,23 +68,61 @@ Eigen::Map<const MatrixX<S>> of_shape(Index rows, Index cols) {
 
 }  // namespace detail
 
+/// The backward of a layer for a caller that has no workspace: with one of its own, which it allocates at each call.
+///
+/// A base of the layer, which brings it beside the verbs that it is made from: using BackwardWithoutWorkspace<Derived, S>::backward. What
+/// the layer needs is asked of `Complete` at the call, since in the midst of its own definition clang would take it for a type that needs
+/// nothing.
+template <class Derived, std::floating_point S>
+struct BackwardWithoutWorkspace {
+  template <class Cache, class Gradients, class Complete = Derived>
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const
+    requires SelfContained<Complete>
+  {
+    typename Complete::Workspace workspace;
+    self().backward(dy, cache, gradients, workspace, dx);
+  }
+  template <class Cache, class Gradients, class Complete = Derived>
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, NoInputGradient) const
+    requires SelfContained<Complete>
+  {
+    typename Complete::Workspace workspace;
+    self().backward(dy, cache, gradients, workspace, no_dx);
+  }
+
+  /// Returns dx, in × n.
+  template <class Cache, class Gradients, class Complete = Derived>
+  MatrixX<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const
+    requires SelfContained<Complete>
+  {
+    MatrixX<S> dx(self().in_features(), dy.cols());
+    backward(dy, cache, gradients, dx);
+    return dx;
+  }
+
+ private:
+  const Derived& self() const { return static_cast<const Derived&>(*this); }
+};
+
 /// The forward and backward that keep x, from the verbs of a Projection, to which the caller brings it:
 ///
 ///     forward  = apply, then a copy of x into cache.x
 ///     backward = set_backward, or add_gradients, with that copy
 ///
-/// and for a caller that has no workspace, the same with one of its own, which it allocates at each call. A base of the layer, struct
-/// Linear : KeepsInput<Linear<S>, S>. The layer has a Cache with a Buffer<S> x, which its apply empties, and a name that messages begin
-/// with.
+/// A base of the layer, struct Linear : KeepsInput<Linear<S>, S>. The layer has a Cache with a Buffer<S> x, which its apply empties, and a name
+/// that messages begin with.
 template <class Derived, std::floating_point S>
-struct KeepsInput {
+struct KeepsInput : BackwardWithoutWorkspace<Derived, S> {
+  using BackwardWithoutWorkspace<Derived, S>::backward;
+
   /// y, for inference. x in × n; b ≤ max_rank, one for all columns or one for each run of them; returns out × n.
   /// Throws ShapeError if x does not fit or has no column, std::invalid_argument for the rank. Costs what apply does; keeps nothing.
+  template <class Complete = Derived>
   MatrixX<S> forward(ConstMatrixRef<S> x, const BatchRanks& ranks) const
-    requires SelfContained<Derived>
+    requires SelfContained<Complete>
   {
     require_ranks(ranks, x.cols(), self().max_rank(), detail::named<Derived, "::forward">());
-    typename Derived::Cache scratch;
+    typename Complete::Cache scratch;
     MatrixX<S> y(self().out_features(), x.cols());
     self().apply(x, ranks, scratch, y);
     return y;
@@ -123,32 +161,6 @@ struct KeepsInput {
   void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, NoInputGradient) const {
     check_samples(dy, cache);
     self().add_gradients(cache.x.view(), dy, cache, gradients, workspace);
-  }
-
-  /// Either of them in a workspace of its own: allocates its scratch memory.
-  template <class Cache, class Gradients>
-  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const
-    requires SelfContained<Derived>
-  {
-    typename Derived::Workspace workspace;
-    backward(dy, cache, gradients, workspace, dx);
-  }
-  template <class Cache, class Gradients>
-  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, NoInputGradient) const
-    requires SelfContained<Derived>
-  {
-    typename Derived::Workspace workspace;
-    backward(dy, cache, gradients, workspace, no_dx);
-  }
-
-  /// The same, and returns dx.
-  template <class Cache, class Gradients>
-  MatrixX<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const
-    requires SelfContained<Derived>
-  {
-    MatrixX<S> dx(self().in_features(), dy.cols());
-    backward(dy, cache, gradients, dx);
-    return dx;
   }
 
  private:

@@ -32,8 +32,14 @@ namespace dylora {
 ///     const MatrixX<float> y = layer.forward(x, 4, cache);               // at rank 4
 ///     const MatrixX<float> dx = layer.backward(dy, cache, gradients);
 ///
+/// A loop that is to allocate nothing brings the results and the scratch memory too:
+///
+///     Linear<float>::Workspace workspace;
+///     layer.forward(x, 4, cache, y);
+///     layer.backward(dy, cache, gradients, workspace, dx);
+///
 /// Const both ways: the layer holds no activation, no mode and no gradient, so threads may share it at different ranks, each with a
-/// cache and gradients of its own. Two calls in flight must not share a cache.
+/// cache, gradients and a workspace of its own. Two calls in flight must not share a cache.
 template <std::floating_point S, Adapter A = LowRank<S>, FrozenWeight W = DenseWeight<S>>
 struct Linear : KeepsInput<Linear<S, A, W>, S> {
   using Scalar = S;

@@ -404,7 +404,9 @@ TEST_CASE("an attention whose last projection refuses its cache has added nothin
   truncate(attention.v, 1);
   auto gradients = zeros_like(attention);
   MatrixX<float> dx = before;
+  CHECK_THROWS_AS(attention.check_backward(dy, cache, gradients, Attention<float>::Workspace()), std::invalid_argument);
   CHECK_THROWS_AS(attention.backward(dy, cache, gradients, dx), std::invalid_argument);
+  CHECK_THROWS_AS(attention.backward(dy, cache, gradients, no_dx), std::invalid_argument);
   CHECK(values<Attention<float>>(gradients).isZero(0));
   CHECK(same_bits(dx, before));
 }

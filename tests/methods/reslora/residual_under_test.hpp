@@ -88,30 +88,25 @@ struct TanhChain {
 
   MatrixX<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
     Workspace workspace;
-    return backward(dy, cache, gradients, workspace);
+    MatrixX<S> dx(in_features(), dy.cols());
+    backward(dy, cache, gradients, workspace, dx);
+    return dx;
   }
   void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<S> dx) const {
-    dx = backward(dy, cache, gradients, workspace);
-  }
-
-  static void members(const auto& f, auto&... t) {
-    f(Child<Link>{"links"}, t.links...);
-  }
-
- private:
-  MatrixX<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
     gradients.links.resize(links.size());
     workspace.links.resize(links.size());
     link_chain(gradients.links, workspace.links);
     MatrixX<S> d = dy;
     for (std::size_t n = links.size(); n-- > 0;) {
       d.array() *= 1 - cache.x[n + 1].array().square();
-      MatrixX<S> dx(links[n].in_features(), d.cols());
-      links[n].set_backward(cache.x[n], d, cache.links[n], gradients.links[n], workspace.links[n], dx);
-      d = dx;
+      MatrixX<S> below(links[n].in_features(), d.cols());
+      links[n].set_backward(cache.x[n], d, cache.links[n], gradients.links[n], workspace.links[n], below);
+      d = below;
     }
-    return d;
+    dx = d;
   }
+
+  static void members(const auto& f, auto&... t) { f(Child<Link>{"links"}, t.links...); }
 };
 
 }  // namespace dylora::test

@@ -90,6 +90,11 @@ struct SeparateProjections {
     k.add_backward(x, workspace.dK.view(), cache.k, gradients.k, workspace.k, dx);
     v.add_backward(x, workspace.dV.view(), cache.v, gradients.v, workspace.v, dx);
   }
+  void project_gradients(ConstMatrixRef<S> x, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+    q.add_gradients(x, workspace.dQ.view(), cache.q, gradients.q, workspace.q);
+    k.add_gradients(x, workspace.dK.view(), cache.k, gradients.k, workspace.k);
+    v.add_gradients(x, workspace.dV.view(), cache.v, gradients.v, workspace.v);
+  }
 };
 
 }  // namespace detail
@@ -110,7 +115,7 @@ struct Attention : SelfAttention<S, detail::SeparateProjections<S, Query, Key, V
 
   /// Throws ShapeError if the projections do not fit each other, std::invalid_argument if the heads do not divide their features.
   Attention(Query q_, Key k_, Value v_, Output o_, AttentionOptions options_)
-      : Base{{std::move(q_), std::move(k_), std::move(v_)}, std::move(o_), options_} {
+      : Base{{std::move(q_), std::move(k_), std::move(v_)}, {}, std::move(o_), options_} {
     Base::divide(q.out_features());
     require_equal(o.in_features(), q.out_features(), "Attention: in_features of o");
     require_equal(k.in_features(), q.in_features(), "Attention: in_features of k");

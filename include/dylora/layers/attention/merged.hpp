@@ -71,6 +71,9 @@ struct MergedProjection {
   void project_backward(ConstMatrixRef<S> x, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<S> dx) const {
     qkv.set_backward(x, workspace.dQKV.view(), cache.qkv, gradients.qkv, workspace.qkv, dx);
   }
+  void project_gradients(ConstMatrixRef<S> x, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+    qkv.add_gradients(x, workspace.dQKV.view(), cache.qkv, gradients.qkv, workspace.qkv);
+  }
 
  private:
   template <class M, class View>
@@ -101,7 +104,8 @@ struct MergedAttention : SelfAttention<S, detail::MergedProjection<S, Merged>, O
 
   /// Throws ShapeError if the projections do not fit each other, std::invalid_argument if the heads do not divide the in_features of o, which
   /// are those of a query.
-  MergedAttention(Merged qkv_, Output o_, AttentionOptions options_) : Base{{std::move(qkv_), o_.in_features()}, std::move(o_), options_} {
+  MergedAttention(Merged qkv_, Output o_, AttentionOptions options_)
+      : Base{{std::move(qkv_), o_.in_features()}, {}, std::move(o_), options_} {
     Base::divide(o.in_features());
     require_equal(qkv.out_features(), this->head_dim() * (options.heads + 2 * options.key_value_heads),
                   "MergedAttention: out_features of qkv");

@@ -36,12 +36,12 @@ struct AttentionOptions {
 ///     check_inputs(cache)                                 refuses those that projections of other shapes have made
 ///     check_projections(x, cache, gradients, workspace)   refuses what project_backward would refuse
 ///     needs_linked_cache                                  whether a cache of theirs needs something from the caller
-///     project_backward(x, cache, gradients, workspace, dx)
+///     project_backward(x, cache, gradients, workspace, dx), and project_gradients without dx
 ///
 /// Scores live in tiles of 64 × 64, never whole: memory grows with the number of tokens, not with its square, and the backward recomputes
 /// them. Work is split over sequences and heads. Const both ways and safe to share, as Linear.
 template <std::floating_point S, class Projections, Projection Output>
-struct SelfAttention : Projections {
+struct SelfAttention : Projections, BackwardWithoutWorkspace<SelfAttention<S, Projections, Output>, S> {
   using Scalar = S;
 
   /// What backward writes on the way. A model needs one for all its layers, which take turns with it, unless their projections are linked.
@@ -114,44 +114,34 @@ struct SelfAttention : Projections {
     return forward(x, one_sequence(x), ranks);
   }
 
+  using BackwardWithoutWorkspace<SelfAttention, S>::backward;
+
   /// The vector-Jacobian product of the cached forward: gradients are added to, dx (in × tokens) is overwritten.
   /// Throws ShapeError, with nothing added, if dy does not fit or the cache was not filled.
   /// Costs the projections' backward and 10·head_dim·heads flops per query and visible key. Allocates only when the workspace grows.
   void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<S> dx) const {
     require_samples(dy.cols(), "Attention::backward: dy");
-    require_equal(dy.cols(), cache.x.cols(), "Attention::backward: tokens in dy, against the cache (was it filled by forward?)");
     require_equal(dx.rows(), in_features(), "Attention::backward: rows of dx");
     require_equal(dx.cols(), dy.cols(), "Attention::backward: samples in dx");
-    require_equal(dy.rows(), out_features(), "Attention::backward: rows of dy");
-    check_cache(cache);
-    require_shapes(*this, "Attention::backward: gradient of", gradients);
-    // All parts are asked before the first of them adds anything.
-    o.check_backward(cache.context.view(), dy, cache.o, gradients.o, workspace.o);
-    Projections::check_projections(cache.x.view(), cache, gradients, workspace);
-    auto d_context = workspace.d_context.resize(o.in_features(), dy.cols());
-    o.set_backward(cache.context.view(), dy, cache.o, gradients.o, workspace.o, d_context);
-    const auto inputs = Projections::inputs(cache);
-    const auto d = Projections::input_gradients(workspace, dy.cols());
-    split().backward(cache.sequences, inputs.Q, inputs.K, inputs.V, cache.context.view(), cache.logsumexp.view(), d_context,
-                     workspace.dot.resize(dy.cols(), options.heads), d.Q, d.K, d.V);
+    back_to_projections(dy, cache, gradients, workspace);
     Projections::project_backward(cache.x.view(), cache, gradients, workspace, dx);
   }
 
-  /// The same in a workspace of its own: allocates its scratch memory.
-  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, MatrixRef<S> dx) const
-    requires(!needs_linked_cache)
-  {
-    Workspace workspace;
-    backward(dy, cache, gradients, workspace, dx);
+  /// The same without dx, for the lowest layer that learns: the gradients have the same bits.
+  void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, NoInputGradient) const {
+    back_to_projections(dy, cache, gradients, workspace);
+    Projections::project_gradients(cache.x.view(), cache, gradients, workspace);
   }
 
-  /// The same, and returns dx.
-  MatrixX<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const
-    requires(!needs_linked_cache)
-  {
-    MatrixX<S> dx(in_features(), dy.cols());
-    backward(dy, cache, gradients, dx);
-    return dx;
+  /// Throws what a backward would throw for these arguments, and touches nothing.
+  void check_backward(ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients, const Workspace& workspace) const {
+    require_samples(dy.cols(), "Attention::backward: dy");
+    require_equal(dy.cols(), cache.x.cols(), "Attention::backward: tokens in dy, against the cache (was it filled by forward?)");
+    require_equal(dy.rows(), out_features(), "Attention::backward: rows of dy");
+    check_cache(cache);
+    require_shapes(*this, "Attention::backward: gradient of", gradients);
+    o.check_backward(cache.context.view(), dy, cache.o, gradients.o, workspace.o);
+    Projections::check_projections(cache.x.view(), cache, gradients, workspace);
   }
 
   /// Generation: the outputs for the next tokens of one sequence, whose earlier keys and values are in `past`; theirs are appended.
@@ -199,6 +189,17 @@ struct SelfAttention : Projections {
   static Sequences one_sequence(const ConstMatrixRef<S>& x) {
     require_samples(x.cols(), "Attention::forward: x");
     return Sequences::equal(1, x.cols());
+  }
+
+  /// The gradients of o, and dQ, dK and dV into the workspace. All parts are asked before the first of them adds anything.
+  void back_to_projections(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace) const {
+    check_backward(dy, cache, gradients, workspace);
+    auto d_context = workspace.d_context.resize(o.in_features(), dy.cols());
+    o.set_backward(cache.context.view(), dy, cache.o, gradients.o, workspace.o, d_context);
+    const auto inputs = Projections::inputs(cache);
+    const auto d = Projections::input_gradients(workspace, dy.cols());
+    split().backward(cache.sequences, inputs.Q, inputs.K, inputs.V, cache.context.view(), cache.logsumexp.view(), d_context,
+                     workspace.dot.resize(dy.cols(), options.heads), d.Q, d.K, d.V);
   }
 
   /// Refuses a cache that an attention of other shapes filled.
