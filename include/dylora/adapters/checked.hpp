@@ -46,15 +46,20 @@ struct Checked : LocalWorkspace<Derived, S> {
   /// one whose ranks are above the components that there are now.
   template <class Cache, class Gradients>
   void check_call(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients, Index components) const {
-    require_equal(dy.rows(), self().out_features(), detail::named<Derived, "::add_backward: rows of dy">());
-    require_equal(dy.cols(), cache.samples,
-                  detail::named<Derived, "::add_backward: samples in dy, against the cache (was it filled by add_forward?)">());
-    require_equal(x.rows(), self().in_features(), detail::named<Derived, "::add_backward: rows of x">());
-    require_equal(x.cols(), dy.cols(), detail::named<Derived, "::add_backward: samples in x">());
-    require_shapes(self(), detail::named<Derived, "::add_backward: gradient of">(), gradients);
+    check_arguments(x, dy, cache.samples, gradients);
     require_ranks(cache.ranks, dy.cols(), components, detail::named<Derived, "::add_backward: the cache">());
     // And where it was cut to nothing since, which require_ranks takes for no adapter at all.
     require_in_range(cache.ranks.highest(), 0, components, detail::named<Derived, "::add_backward: rank of the cache">());
+  }
+
+  /// The same but for the ranks, where the cache is of a forward with so many samples.
+  template <class Gradients>
+  void check_arguments(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, Index samples, const Gradients& gradients) const {
+    require_equal(dy.rows(), self().out_features(), detail::named<Derived, "::add_backward: rows of dy">());
+    require_equal(dy.cols(), samples, detail::named<Derived, "::add_backward: samples in dy, against the cache (was it filled by add_forward?)">());
+    require_equal(x.rows(), self().in_features(), detail::named<Derived, "::add_backward: rows of x">());
+    require_equal(x.cols(), dy.cols(), detail::named<Derived, "::add_backward: samples in x">());
+    require_shapes(self(), detail::named<Derived, "::add_backward: gradient of">(), gradients);
   }
 
   /// Throws ShapeError unless dx is in × n, as the gradient of these samples' input is.

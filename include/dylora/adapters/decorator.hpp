@@ -1,8 +1,6 @@
 #ifndef DYLORA_ADAPTERS_DECORATOR_HPP
 #define DYLORA_ADAPTERS_DECORATOR_HPP
 
-#include <concepts>
-#include <type_traits>
 #include <utility>
 
 #include "dylora/adapters/adapter.hpp"
@@ -20,7 +18,7 @@ namespace dylora {
 ///     struct Observed : Decorator<Observed<Inner>, Inner>
 ///
 /// The verbs take the inner adapter's Cache and Workspace. A decorator with a Cache of its own has to have all verbs, and is no
-/// FactoredAdapter unless it has the parts too. Its Gradients are the inner adapter's, or hold them as `inner`.
+/// FactoredAdapter unless it has the parts too. Its Gradients hold the inner adapter's as `inner`.
 template <class Derived, class Inner>
   requires Adapter<Inner>
 struct Decorator : LocalWorkspace<Derived, typename Inner::Scalar> {
@@ -40,12 +38,12 @@ struct Decorator : LocalWorkspace<Derived, typename Inner::Scalar> {
   template <class Gradients>
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const typename Inner::Cache& cache, Gradients& gradients,
                     Workspace& workspace, MatrixRef<S> dx) const {
-    wrapped().add_backward(x, dy, cache, of_inner(gradients), workspace, dx);
+    wrapped().add_backward(x, dy, cache, gradients.inner, workspace, dx);
   }
   template <class Gradients>
   void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const typename Inner::Cache& cache, const Gradients& gradients,
                       const Workspace& workspace) const {
-    wrapped().check_backward(x, dy, cache, of_inner(gradients), workspace);
+    wrapped().check_backward(x, dy, cache, gradients.inner, workspace);
   }
 
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, typename Inner::Cache& cache) const
@@ -63,7 +61,7 @@ struct Decorator : LocalWorkspace<Derived, typename Inner::Scalar> {
                         Workspace& workspace) const
     requires FactoredAdapter<Inner>
   {
-    wrapped().prepare_backward(x, dy, cache, of_inner(gradients), workspace);
+    wrapped().prepare_backward(x, dy, cache, gradients.inner, workspace);
   }
   LowRankTerm<S> backward_term(const typename Inner::Cache& cache, const Workspace& workspace, const RankRun& run) const
     requires FactoredAdapter<Inner>
@@ -95,15 +93,6 @@ struct Decorator : LocalWorkspace<Derived, typename Inner::Scalar> {
 
  private:
   const Inner& wrapped() const { return static_cast<const Derived&>(*this).inner; }
-
-  template <class Gradients>
-  static auto& of_inner(Gradients& gradients) {
-    if constexpr (std::same_as<std::remove_const_t<Gradients>, typename Inner::Gradients>) {
-      return gradients;
-    } else {
-      return gradients.inner;
-    }
-  }
 };
 
 }  // namespace dylora

@@ -8,13 +8,14 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "dylora/adapters/adapter.hpp"
 #include "dylora/adapters/factors.hpp"
-#include "dylora/adapters/local_workspace.hpp"
+#include "dylora/adapters/checked.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
@@ -40,10 +41,11 @@ struct StackedOptions {
 /// A slice that has fewer components than b uses all it has. Dropout goes around it, Dropout<Stacked<…>>: one mask for all slices.
 template <class Inner>
   requires Adapter<Inner>
-struct Stacked : LocalWorkspace<Stacked<Inner>, typename Inner::Scalar> {
+struct Stacked : Checked<Stacked<Inner>, typename Inner::Scalar> {
   using Scalar = typename Inner::Scalar;
   using S = Scalar;
   using Options = StackedOptions<typename Inner::Options>;
+  static constexpr std::string_view name = "Stacked";
   static constexpr bool needs_linked_cache = !SelfContained<Inner>;
 
   struct Gradients {
@@ -85,10 +87,8 @@ struct Stacked : LocalWorkspace<Stacked<Inner>, typename Inner::Scalar> {
   /// y += Δ(x), each slice into its rows of y. Throws ShapeError if x or y do not fit, std::invalid_argument if a rank is above max_rank.
   void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     cache.samples = 0;  // if this call throws, the cache counts as not filled
-    require_ranks(ranks, x.cols(), max_rank(), "Stacked::add_forward");
-    require_equal(x.rows(), in_features(), "Stacked::add_forward: rows of x");
-    require_equal(y.rows(), out_features(), "Stacked::add_forward: rows of y");
-    require_equal(y.cols(), x.cols(), "Stacked::add_forward: samples in y");
+    this->check_forward(x, ranks);
+    this->check_y(x, y);
     cache.slices.resize(slices.size());
     for_each_slice([&](std::size_t i, Index begin, Index rows) {
       slices[i].add_forward(x, ranks.at_most(slices[i].max_rank()), cache.slices[i], y.middleRows(begin, rows));
@@ -103,8 +103,7 @@ struct Stacked : LocalWorkspace<Stacked<Inner>, typename Inner::Scalar> {
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
                     MatrixRef<S> dx) const {
     check_backward(x, dy, cache, gradients, workspace);
-    require_equal(dx.rows(), in_features(), "Stacked::add_backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "Stacked::add_backward: samples in dx");
+    this->check_dx(dy, dx);
     if (workspace.slices.size() < slices.size()) workspace.slices.resize(slices.size());
     for_each_slice([&](std::size_t i, Index begin, Index rows) {
       slices[i].add_backward(x, dy.middleRows(begin, rows), cache.slices[i], gradients.slices[i], workspace.slices[i], dx);
@@ -114,12 +113,8 @@ struct Stacked : LocalWorkspace<Stacked<Inner>, typename Inner::Scalar> {
   /// Asks every slice.
   void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
                       const Workspace& workspace) const {
-    require_equal(dy.rows(), out_features(), "Stacked::add_backward: rows of dy");
-    require_equal(dy.cols(), cache.samples, "Stacked::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
+    this->check_arguments(x, dy, cache.samples, gradients);
     require_equal(static_cast<Index>(cache.slices.size()), static_cast<Index>(slices.size()), "Stacked::add_backward: slices in the cache");
-    require_equal(x.rows(), in_features(), "Stacked::add_backward: rows of x");
-    require_equal(x.cols(), dy.cols(), "Stacked::add_backward: samples in x");
-    require_shapes(*this, "Stacked::add_backward: gradient of", gradients);
     const typename Inner::Workspace fresh{};
     for_each_slice([&](std::size_t i, Index begin, Index rows) {
       slices[i].check_backward(x, dy.middleRows(begin, rows), cache.slices[i], gradients.slices[i],

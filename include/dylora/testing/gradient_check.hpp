@@ -31,8 +31,10 @@ namespace detail {
 template <Adapter A>
 struct AdapterLayer {
   using Scalar = typename A::Scalar;
-  using Gradients = typename A::Gradients;
   using Workspace = typename A::Workspace;
+  struct Gradients {
+    typename A::Gradients adapter;
+  };
   struct Cache {
     MatrixX<Scalar> x;
     typename A::Cache adapter;
@@ -50,20 +52,10 @@ struct AdapterLayer {
     return y;
   }
   void backward(ConstMatrixRef<Scalar> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<Scalar> dx) const {
-    adapter.add_backward(cache.x, dy, cache.adapter, gradients, workspace, dx);
+    adapter.add_backward(cache.x, dy, cache.adapter, gradients.adapter, workspace, dx);
   }
 
-  static void members(const auto& f, auto&... t) { f(Child<A>{}, adapter_of(t)...); }
-
- private:
-  template <class T>
-  static auto& adapter_of(T& t) {
-    if constexpr (requires { t.adapter; }) {
-      return t.adapter;
-    } else {
-      return t;  // gradients are the adapter's own
-    }
-  }
+  static void members(const auto& f, auto&... t) { f(Child<A>{}, t.adapter...); }
 };
 
 /// Collects the largest gap.

@@ -92,8 +92,8 @@ TEMPLATE_TEST_CASE("an adapter in a model of a higher rank is the adapter at its
         const auto expected = run(adapter.inner, x, dy, own, {});
         CHECK(same_bits(got.y, expected.y));
         CHECK(same_bits(got.dx, expected.dx));
-        CHECK(same_bits(values<LowRank<S>>(got.gradients), values<LowRank<S>>(expected.gradients)));
-        CHECK(trained_components<LowRank<S>>(got.gradients) == trained_components<LowRank<S>>(expected.gradients));
+        CHECK(same_bits(values<LowRank<S>>(got.gradients.inner), values<LowRank<S>>(expected.gradients)));
+        CHECK(trained_components<LowRank<S>>(got.gradients.inner) == trained_components<LowRank<S>>(expected.gradients));
       }
       CHECK(same_bits(adapter.delta(b), adapter.inner.delta(adapter.rank_of(b))));
       CHECK(same_bits(adapter.factors(b).B, adapter.inner.factors(adapter.rank_of(b)).B));
@@ -115,7 +115,7 @@ TEST_CASE("a frozen sweep over the ranks of a model trains every component of an
       std::vector<int> trained(static_cast<std::size_t>(r), 0);
       for (Index b = 1; b <= R; ++b) {
         const auto ran = run(adapter, noise<double>(in, 2, 1), noise<double>(out, 2, 2), RankSlice(b, b - 1), {});
-        for (Index i = 0; i < r; ++i) trained[static_cast<std::size_t>(i)] += ran.gradients.A.components.contains(i);
+        for (Index i = 0; i < r; ++i) trained[static_cast<std::size_t>(i)] += ran.gradients.inner.A.components.contains(i);
       }
       CHECK(trained == std::vector<int>(static_cast<std::size_t>(r), 1));
     }
@@ -140,7 +140,7 @@ TEMPLATE_TEST_CASE("a cut adapter has at every rank of the model as many compone
         const auto expected = run(whole.inner, x, dy, own, {});
         CHECK(same_bits(got.y, expected.y));
         CHECK(same_bits(got.dx, expected.dx));
-        CHECK(same_bits(component_values<LowRank<S>>(got.gradients, 0), component_values<LowRank<S>>(expected.gradients, 0, components)));
+        CHECK(same_bits(component_values<LowRank<S>>(got.gradients.inner, 0), component_values<LowRank<S>>(expected.gradients, 0, components)));
         CHECK(same_bits(adapter.delta(b), whole.inner.delta(own)));
       }
     }
@@ -159,7 +159,7 @@ TEST_CASE("a cut adapter refuses a cache of components that it had") {
   CHECK_THROWS_SAYING(std::invalid_argument, cut.add_backward(x, dy, cache, gradients, dx), "cache", "max_rank = 1", "got 2");
   CHECK_THROWS_SAYING(std::invalid_argument, cut.add_forward(x, 9, cache, y), "Proportional::add_forward", "max_rank = 8", "got 9");
   CHECK(dx.isZero(0));
-  CHECK(values<LowRank<double>>(gradients).isZero(0));
+  CHECK(values<LowRank<double>>(gradients.inner).isZero(0));
   whole.add_forward(x, 2, cache, y);  // 1 of 3
   cut.add_backward(x, dy, cache, gradients, dx);
   CHECK_FALSE(dx.isZero(0));

@@ -6,12 +6,13 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "dylora/adapters/adapter.hpp"
 #include "dylora/adapters/factors.hpp"
-#include "dylora/adapters/local_workspace.hpp"
+#include "dylora/adapters/checked.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/map_ranks.hpp"
@@ -42,10 +43,11 @@ namespace dylora {
 /// pair, which set_factors takes as one link.
 template <class Inner>
   requires MergeableAdapter<Inner> && PortableAdapter<Inner>
-struct Chain : LocalWorkspace<Chain<Inner>, typename Inner::Scalar> {
+struct Chain : Checked<Chain<Inner>, typename Inner::Scalar> {
   using Scalar = typename Inner::Scalar;
   using S = Scalar;
   using Options = typename Inner::Options;
+  static constexpr std::string_view name = "Chain";
   static constexpr bool needs_linked_cache = !SelfContained<Inner>;
 
   struct Gradients {
@@ -106,10 +108,8 @@ struct Chain : LocalWorkspace<Chain<Inner>, typename Inner::Scalar> {
   /// y += Δ(x). Throws ShapeError if x or y do not fit, std::invalid_argument if a rank is above max_rank. Costs what the links cost.
   void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     cache.samples = 0;  // if this call throws, the cache counts as not filled
-    require_ranks(ranks, x.cols(), max_rank(), "Chain::add_forward");
-    require_equal(x.rows(), in_features(), "Chain::add_forward: rows of x");
-    require_equal(y.rows(), out_features(), "Chain::add_forward: rows of y");
-    require_equal(y.cols(), x.cols(), "Chain::add_forward: samples in y");
+    this->check_forward(x, ranks);
+    this->check_y(x, y);
     cache.links.resize(links.size());
     const BatchRanks limited = ranks.at_most(components());
     const BatchRanks frozen =
@@ -130,8 +130,7 @@ struct Chain : LocalWorkspace<Chain<Inner>, typename Inner::Scalar> {
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
                     MatrixRef<S> dx) const {
     check_backward(x, dy, cache, gradients, workspace);
-    require_equal(dx.rows(), in_features(), "Chain::add_backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "Chain::add_backward: samples in dx");
+    this->check_dx(dy, dx);
     const std::size_t last = links.size() - 1;
     if (workspace.links.size() < links.size()) workspace.links.resize(links.size());
     if (workspace.frozen.size() < last) workspace.frozen.resize(last);
@@ -146,12 +145,8 @@ struct Chain : LocalWorkspace<Chain<Inner>, typename Inner::Scalar> {
   /// Asks every link.
   void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
                       const Workspace& workspace) const {
-    require_equal(dy.rows(), out_features(), "Chain::add_backward: rows of dy");
-    require_equal(dy.cols(), cache.samples, "Chain::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
+    this->check_arguments(x, dy, cache.samples, gradients);
     require_equal(static_cast<Index>(cache.links.size()), static_cast<Index>(links.size()), "Chain::add_backward: links in the cache");
-    require_equal(x.rows(), in_features(), "Chain::add_backward: rows of x");
-    require_equal(x.cols(), dy.cols(), "Chain::add_backward: samples in x");
-    require_shapes(*this, "Chain::add_backward: gradient of", gradients);
     const std::size_t last = links.size() - 1;
     for (std::size_t j = 0; j < last; ++j)
       require_equal(cache.components[j], links[j].components(), "Chain::add_backward: components of a frozen link, against the cache");

@@ -2,10 +2,11 @@
 #define DYLORA_METHODS_LORA_FLOW_FLOW_HPP
 
 #include <concepts>
+#include <string_view>
 #include <utility>
 #include <vector>
 
-#include "dylora/adapters/local_workspace.hpp"
+#include "dylora/adapters/checked.hpp"
 #include "dylora/adapters/low_rank.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
@@ -30,8 +31,9 @@ namespace dylora {
 /// At rank b every adapter uses its first b components, or all it has. A parameter of the gate belongs to no component, so it learns at every
 /// rank. The weights depend on x, so there is no delta: to merge this does not compile. See constant_delta.
 template <std::floating_point S>
-struct Flow : LocalWorkspace<Flow<S>, S> {
+struct Flow : Checked<Flow<S>, S> {
   using Scalar = S;
+  static constexpr std::string_view name = "Flow";
 
   struct Gradients {
     typename FlowGate<S>::Gradients gate;
@@ -68,10 +70,8 @@ struct Flow : LocalWorkspace<Flow<S>, S> {
   void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     cache.gate.samples = 0;  // if this call throws, the cache counts as not filled
     check_parts();
-    require_ranks(ranks, x.cols(), max_rank(), "Flow::add_forward");
-    require_equal(x.rows(), in_features(), "Flow::add_forward: rows of x");
-    require_equal(y.rows(), out_features(), "Flow::add_forward: rows of y");
-    require_equal(y.cols(), x.cols(), "Flow::add_forward: samples in y");
+    this->check_forward(x, ranks);
+    this->check_y(x, y);
     gate.forward(x, ranks.at_most(max_rank()), cache.gate);
     cache.adapters.weights = &cache.gate.weights;
     adapters.add_forward(x, ranks, cache.adapters, y);
@@ -84,8 +84,7 @@ struct Flow : LocalWorkspace<Flow<S>, S> {
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
                     MatrixRef<S> dx) const {
     check_backward(x, dy, cache, gradients, workspace);
-    require_equal(dx.rows(), in_features(), "Flow::add_backward: rows of dx");
-    require_equal(dx.cols(), dy.cols(), "Flow::add_backward: samples in dx");
+    this->check_dx(dy, dx);
     workspace.d_weights.resize(gate.adapters(), dy.cols()).setZero();
     workspace.adapters.d_weights = &workspace.d_weights;
     typename GatedAdapters<S>::Gradients none;
@@ -96,12 +95,8 @@ struct Flow : LocalWorkspace<Flow<S>, S> {
   /// Asks the adapters and the gate.
   void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
                       const Workspace& /*workspace*/) const {
-    require_equal(dy.rows(), out_features(), "Flow::add_backward: rows of dy");
-    require_equal(dy.cols(), cache.gate.samples, "Flow::add_backward: samples in dy, against the cache (was it filled by add_forward?)");
-    require_equal(x.rows(), in_features(), "Flow::add_backward: rows of x");
-    require_equal(x.cols(), dy.cols(), "Flow::add_backward: samples in x");
+    this->check_arguments(x, dy, cache.gate.samples, gradients);
     check_parts();
-    require_shapes(*this, "Flow::add_backward: gradient of", gradients);
     adapters.check_cached(x, dy, cache.adapters, {});
     gate.check_backward(x, gate.adapters(), dy.cols(), cache.gate, gradients.gate);
   }

@@ -44,9 +44,12 @@ struct Proportional : Decorator<Proportional<Inner>, Inner> {
   using Scalar = typename Inner::Scalar;
   using S = Scalar;
   using Options = ProportionalOptions<typename Inner::Options>;
-  using Gradients = typename Inner::Gradients;
   using Cache = typename Inner::Cache;
   using Workspace = typename Inner::Workspace;
+
+  struct Gradients {
+    typename Inner::Gradients inner;
+  };
 
   Inner inner;
 
@@ -103,20 +106,11 @@ struct Proportional : Decorator<Proportional<Inner>, Inner> {
   }
 
   static void members(const auto& f, auto&... t) {
-    f(Child<Inner>{}, inner_of(t)...);
+    f(Child<Inner>{}, t.inner...);
     f(Setting{"max_rank of the model"}, &Proportional::max_rank_);
   }
 
  private:
-  template <class T>
-  static auto& inner_of(T& t) {
-    if constexpr (requires { t.max_rank_; }) {
-      return t.inner;
-    } else {
-      return t;  // gradients are the adapter's own
-    }
-  }
-
   RankSlice slice_of(RankSlice rank) const {
     const Index c = rank_of(rank.active);
     return c == 0 ? RankSlice::none() : RankSlice(c, rank_of(rank.trainable_from));
