@@ -1,5 +1,6 @@
-// One DyLoRA run against the search that it replaces: a LoRA trained at each rank, LoRA at the largest rank truncated, and DyLoRA trained once
-// in several ways, on the text model of the examples and on a regression with a known answer. Then the rank of each layer under a budget.
+// One DyLoRA run against the search that it replaces: a LoRA trained at each rank, LoRA at the largest rank truncated, and DyLoRA trained
+// once in several ways, on the text model of the examples and on a regression with a known answer. Then the rank of each layer under a
+// budget.
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -179,8 +180,8 @@ class Sweep {
   std::string prefix_;
 };
 
-/// Per-layer ranks of the recommended contender at the parameters of uniform rank R/2: chosen on training text and the half for choosing, since
-/// a search among many choices fits a little text too well, and judged on the other half.
+/// Per-layer ranks of the recommended contender at the parameters of uniform rank R/2: chosen on training text and the half for choosing,
+/// since a search among many choices fits a little text too well, and judged on the other half.
 json per_layer(const TextTask& task, const Contender& contender, double lr, std::uint64_t seed) {
   TextRun taken;
   auto model = train_text(task, contender, lr, seed, taken);
@@ -210,8 +211,8 @@ json per_layer(const TextTask& task, const Contender& contender, double lr, std:
           {"curve", curve}};
 }
 
-/// What a run of the contender costs beside the runs of all LoRAs: in one process, on one thread, taking turns, since minutes apart the same
-/// work may take very different times on a machine that others use. All by round and sorted.
+/// What a run of the contender costs beside the runs of all LoRAs: in one process, on one thread, taking turns, since minutes apart the
+/// same work may take very different times on a machine that others use. All by round and sorted.
 struct Cost {
   std::vector<double> run, search;   ///< seconds of the contender's steps, and of the same steps of all LoRAs together
   std::vector<double> step_ratio;    ///< a step of the contender over one of the last LoRA

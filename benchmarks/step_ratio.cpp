@@ -1,7 +1,7 @@
 // What an adapted linear layer costs beside its frozen weight alone, and that weight's products beside those of other libraries.
 //
-// A step is a forward and a backward of one Linear<float>; a frozen pair is its weight's part of it, y = W x and dx = Wᵀ dy. All contenders over
-// a shape take turns, at every number of threads.
+// A step is a forward and a backward of one Linear<float>; a frozen pair is its weight's part of it, y = W x and dx = Wᵀ dy. All contenders
+// over a shape take turns, at every number of threads.
 
 #include <CLI/CLI.hpp>
 #include <algorithm>

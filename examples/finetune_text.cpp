@@ -1,5 +1,6 @@
-// Adapts a pretrained text model to other text, with DyLoRA or by --method, and shows the validation loss at every rank that this one run gives. The model is
-// a small byte-level one, pretrained here on source code, or with --base a GPT-2 in the files that the Hugging Face hub has of it.
+// Adapts a pretrained text model to other text, with DyLoRA or by --method, and shows the validation loss at every rank that this one run
+// gives. The model is a small byte-level one, pretrained here on source code, or with --base a GPT-2 in the files that the Hugging Face hub
+// has of it.
 
 #include <CLI/CLI.hpp>
 #include <algorithm>

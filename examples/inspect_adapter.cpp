@@ -1,5 +1,5 @@
-// Shows what an adapter holds and how far it can be cut: a safetensors file, a PEFT folder or a GGUF file. Merges a PEFT folder into its base
-// model at any rank.
+// Shows what an adapter holds and how far it can be cut: a safetensors file, a PEFT folder or a GGUF file. Merges a PEFT folder into its
+// base model at any rank.
 
 #include <CLI/CLI.hpp>
 #include <algorithm>

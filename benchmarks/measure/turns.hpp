@@ -22,8 +22,8 @@ struct Contender {
   std::function<double()> round;  ///< the seconds of one call, from as many calls as make a round
 };
 
-/// The seconds of one call of `work`, over about `seconds` of calls. A pause goes before, in which the threads of the last contender cease to
-/// spin on the cores, and a quarter as many calls that do not count, in which the caches get our data.
+/// The seconds of one call of `work`, over about `seconds` of calls. A pause goes before, in which the threads of the last contender cease
+/// to spin on the cores, and a quarter as many calls that do not count, in which the caches get our data.
 template <class Work>
 std::function<double()> timed(Work work, double seconds = 0.02) {
   return [work, seconds, calls = 0L]() mutable {

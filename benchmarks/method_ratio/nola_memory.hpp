@@ -38,8 +38,8 @@ inline NolaBytes nola_bytes(const Shape& shape, Index bases) {
           bytes(cache.adapter.h, cache.adapter.A, cache.adapter.B, scratch.dh, scratch.dA, scratch.dB)};
 }
 
-/// By how much the memory of this process grows for a layer that is made and takes two steps; its weight and samples were there before. To be
-/// asked of a process that has done nothing else.
+/// By how much the memory of this process grows for a layer that is made and takes two steps; its weight and samples were there before. To
+/// be asked of a process that has done nothing else.
 inline double nola_peak(const Shape& shape, Index bases) {
   const auto take_steps = [](Samples& samples, Index k) {
     Rng rng(1);

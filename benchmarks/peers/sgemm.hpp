@@ -83,8 +83,8 @@ inline std::optional<Library> onednn() {
                  }};
 }
 
-/// `core` is the processor whose kernels it shall use; empty for the widest that it has: it does not know what came after it, and falls back
-/// to narrower ones there.
+/// `core` is the processor whose kernels it shall use; empty for the widest that it has: it does not know what came after it, and falls
+/// back to narrower ones there.
 inline std::optional<Library> openblas(const std::string& core) {
   using Sgemm = void(int, int, int, int, int, int, float, const float*, int, const float*, int, float, float*, int);
   using Sgemv = void(int, int, int, int, float, const float*, int, const float*, int, float, float*, int);

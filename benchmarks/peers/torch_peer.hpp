@@ -24,8 +24,8 @@ namespace peers {
 ///       contenders.push_back({layer.at("how"), [=] { return torch->seconds({{"do", "repeat"}, {"id", layer.at("id")}, {"seconds", 0.02}}); }});
 ///     }
 ///
-/// Between the requests the process is stopped, so that its waiting threads hold no core while others take their turn. Those of this process
-/// are given time to fall asleep, which they never do under OMP_WAIT_POLICY=active.
+/// Between the requests the process is stopped, so that its waiting threads hold no core while others take their turn. Those of this
+/// process are given time to fall asleep, which they never do under OMP_WAIT_POLICY=active.
 class TorchPeer {
  public:
   /// Null where there is no Python that has PyTorch.

@@ -28,8 +28,8 @@ inline Contender lora(Index rank, Index steps) {
   return {"LoRA r=" + std::to_string(rank), rank, alpha_over_rank, FreshRanks{UniformRank{rank, rank}}, steps};
 }
 
-/// The same run in two better ways of truncating it: without the jump of the scale, and with its components ordered by the singular values of
-/// their product.
+/// The same run in two better ways of truncating it: without the jump of the scale, and with its components ordered by the singular values
+/// of their product.
 inline std::vector<Contender> truncated_loras(Index max_rank, Index steps) {
   const FreshRanks top{UniformRank{max_rank, max_rank}};
   const std::string name = "LoRA r=" + std::to_string(max_rank) + ", truncated";

@@ -13,8 +13,8 @@ namespace rank_sweep {
 using namespace dylora;
 using nlohmann::json;
 
-/// What an adapted model has made of its weights at each of result["ranks"]: intruder dimensions of all weights together, those that are also
-/// outside of every window of 5 %, and the mean cosine of a leading direction with the nearest of the frozen weight.
+/// What an adapted model has made of its weights at each of result["ranks"]: intruder dimensions of all weights together, those that are
+/// also outside of every window of 5 %, and the mean cosine of a leading direction with the nearest of the frozen weight.
 inline void add_intruders(const finetune::AdaptedModel& model, json& result) {
   const std::vector<MatrixX<float>> before = model.merged(RankSlice::none());
   std::vector<BaseSpectrum> spectra;

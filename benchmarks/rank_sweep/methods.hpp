@@ -138,8 +138,8 @@ class MethodComparison {
 
   const json& stored(const Method& method, double lr, int seed) const { return store_.at(prefix_ + key(method, lr, seed)); }
 
-  /// The ranks that a method is judged at: powers of two, and all of it; every one for what is forgotten; the largest alone if it was trained
-  /// at no other and does not order its components.
+  /// The ranks that a method is judged at: powers of two, and all of it; every one for what is forgotten; the largest alone if it was
+  /// trained at no other and does not order its components.
   static std::vector<Index> judged_ranks(const Method& method) {
     std::vector<Index> ranks;
     for (Index rank = 1; rank < method.max_rank; rank = forgets(method) ? rank + 1 : 2 * rank) {

@@ -14,8 +14,8 @@
 
 namespace rank_sweep {
 
-/// A task with a known answer: a frozen W that should have been W + Δ, seen through white inputs and squared error. The best that any adapter
-/// of rank b can do is the distance of Δ from its best rank-b approximation, √(Σ_{i>b} σᵢ²) (Eckart and Young).
+/// A task with a known answer: a frozen W that should have been W + Δ, seen through white inputs and squared error. The best that any
+/// adapter of rank b can do is the distance of Δ from its best rank-b approximation, √(Σ_{i>b} σᵢ²) (Eckart and Young).
 class Regression {
  public:
   static constexpr Index features = 32, samples = 64;

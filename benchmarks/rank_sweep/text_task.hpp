@@ -18,8 +18,8 @@
 
 namespace rank_sweep {
 
-/// The text model: a pretrained base, text to adapt it to, and held-out text in two halves. On one half every choice is made (learning rates,
-/// ranks of layers); on the other everything is judged.
+/// The text model: a pretrained base, text to adapt it to, and held-out text in two halves. On one half every choice is made (learning
+/// rates, ranks of layers); on the other everything is judged.
 struct TextTask {
   using Model = gpt::Gpt<float>;
 

@@ -12,8 +12,8 @@ namespace step_ratio {
 
 using dylora::Index;
 
-/// The sum of `size` elements, read as `streams` sequences side by side, each in steps of 256 bytes. What is left over at the end of a sequence
-/// is not read: nothing of a large matrix whose sides are powers of two.
+/// The sum of `size` elements, read as `streams` sequences side by side, each in steps of 256 bytes. What is left over at the end of a
+/// sequence is not read: nothing of a large matrix whose sides are powers of two.
 template <int streams>
 float sum(const float* data, Index size) {
   using Wide [[gnu::vector_size(64)]] = float;

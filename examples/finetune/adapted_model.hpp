@@ -37,8 +37,8 @@ class AdaptedModel {
   virtual double loss(const std::vector<text::Batch>& batches, RankSlice rank) = 0;
   virtual RankCurve rank_curve(const std::vector<text::Batch>& batches, Index highest) = 0;
 
-  /// Cuts the adapters to ranks of their own that have the parameters of --layer-budget for all together and lose least on `seen`. The model
-  /// goes on serving every rank, each adapter with what it kept. Returns the ranks by name.
+  /// Cuts the adapters to ranks of their own that have the parameters of --layer-budget for all together and lose least on `seen`. The
+  /// model goes on serving every rank, each adapter with what it kept. Returns the ranks by name.
   virtual nlohmann::json choose_layer_ranks(const Options& options, const std::vector<text::Batch>& seen) = 0;
 
   /// In the files of --save and --save-gguf.

@@ -23,13 +23,13 @@ struct Config {
   bool tied = true;  ///< the head is the token embedding
 };
 
-/// A decoder with GPT-2's exact structure: learned positions, layer norm before each branch, causal attention, a GELU MLP four times as wide,
-/// a final layer norm, and a head without bias, tied to the token embedding or not.
+/// A decoder with GPT-2's exact structure: learned positions, layer norm before each branch, causal attention, a GELU MLP four times as
+/// wide, a final layer norm, and a head without bias, tied to the token embedding or not.
 ///
 /// `Linear` is the type of its projections: dylora::Linear<S> to adapt a pretrained model (everything else stays frozen), DenseLinear<S> to
-/// pretrain one (everything learns). `Attention` may be a dylora::MergedAttention, and `Embedding` a map of memory that lives elsewhere, where
-/// a pretrained model has them so, or a dylora::Embedding, whose adapter the head then leaves out. Const both ways; activations are in the
-/// caller's Cache.
+/// pretrain one (everything learns). `Attention` may be a dylora::MergedAttention, and `Embedding` a map of memory that lives elsewhere,
+/// where a pretrained model has them so, or a dylora::Embedding, whose adapter the head then leaves out. Const both ways; activations are
+/// in the caller's Cache.
 template <std::floating_point S, dylora::Projection Linear = dylora::Linear<S>, class Attention = dylora::Attention<S, Linear>,
           class Embedding = dylora::MatrixX<S>>
 struct Gpt {
@@ -129,8 +129,8 @@ struct Gpt {
     }
   }
 
-  /// Generation: logits (vocabulary × n) for the next n tokens of one sequence, whose past keys and values are kept one cache per block. Not
-  /// for blocks or projections that look further back than at these.
+  /// Generation: logits (vocabulary × n) for the next n tokens of one sequence, whose past keys and values are kept one cache per block.
+  /// Not for blocks or projections that look further back than at these.
   dylora::MatrixX<S> extend(std::span<const Index> tokens, dylora::RankSlice rank, std::vector<dylora::KeyValueCache<S>>& past) const
     requires extends
   {

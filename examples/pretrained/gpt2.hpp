@@ -44,8 +44,8 @@ using Gpt2Model = gpt::Gpt<float, Projection, Gpt2Attention, Embedding>;
 /// converted into memory of their own.
 class Gpt2 {
  public:
-  /// Throws dylora::FileError or dylora::FormatError for files that are missing, malformed or not of one GPT-2: a tensor that is missing, has
-  /// another shape than config.json says, or belongs to nothing.
+  /// Throws dylora::FileError or dylora::FormatError for files that are missing, malformed or not of one GPT-2: a tensor that is missing,
+  /// has another shape than config.json says, or belongs to nothing.
   explicit Gpt2(const std::filesystem::path& folder) : files_(folder), config_(read_config(folder)) {
     prefix_ = files_.find("transformer.wte.weight") != nullptr ? "transformer." : "";
     const auto [vocabulary, context, width, layers, heads, tied] = config_.model;

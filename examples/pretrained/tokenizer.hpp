@@ -37,9 +37,9 @@ class Tokenizer {
   /// From the contents of vocab.json, an object of tokens and their ids, and of merges.txt, a line for each merge in the order of their
   /// ranks. The names are what messages begin with.
   ///
-  /// Throws FormatError, naming the key or line, unless the ids of n tokens are 0 to n - 1, every byte has a token, every token is written in
-  /// GPT-2's byte alphabet, and every merge is of two tokens into a third and occurs once. Tokens that no merge makes are allowed: GPT-2 has
-  /// one, "<|endoftext|>".
+  /// Throws FormatError, naming the key or line, unless the ids of n tokens are 0 to n - 1, every byte has a token, every token is written
+  /// in GPT-2's byte alphabet, and every merge is of two tokens into a third and occurs once. Tokens that no merge makes are allowed: GPT-2
+  /// has one, "<|endoftext|>".
   Tokenizer(std::string_view vocabulary, std::string_view merges, const std::string& vocabulary_name = "vocab.json",
             const std::string& merges_name = "merges.txt") {
     const nlohmann::json ids = dylora::parse_json(vocabulary, vocabulary_name);
@@ -59,8 +59,8 @@ class Tokenizer {
   /// The token that GPT-2 was shown between two documents, if there is one.
   std::optional<Index> end_of_text() const { return end_of_text_; }
 
-  /// The tokens of a text. "<|endoftext|>" is text like any other here, and several tokens, since it is several pre-tokens: the token of that
-  /// name is never among them. Costs O(n log n) steps for a pre-token of n bytes, whatever they are.
+  /// The tokens of a text. "<|endoftext|>" is text like any other here, and several tokens, since it is several pre-tokens: the token of
+  /// that name is never among them. Costs O(n log n) steps for a pre-token of n bytes, whatever they are.
   std::vector<Index> encode(std::string_view text) const {
     std::vector<Index> ids;
     Workspace workspace;

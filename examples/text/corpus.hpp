@@ -51,8 +51,8 @@ inline std::vector<std::filesystem::path> files_below(const std::vector<std::str
   return {found.begin(), found.end()};
 }
 
-/// All text at and below `paths`; the last tenth of each file is set apart for validation. Files with a zero byte are not text and are passed
-/// over. Throws std::runtime_error if a file cannot be read, or if either part is too short for one window of context + 1 bytes.
+/// All text at and below `paths`; the last tenth of each file is set apart for validation. Files with a zero byte are not text and are
+/// passed over. Throws std::runtime_error if a file cannot be read, or if either part is too short for one window of context + 1 bytes.
 inline Corpus read_corpus(const std::vector<std::string>& paths, Index context) {
   Corpus corpus;
   std::size_t not_text = 0;

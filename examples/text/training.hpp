@@ -30,8 +30,8 @@ double loss_and_gradients(const Model& model, const Batch& batch, dylora::RankSl
   return loss;
 }
 
-/// The same with the batch divided into groups of windows, each at its rank and with its weight, in one forward and one backward. Returns the
-/// mean over the groups by their weights.
+/// The same with the batch divided into groups of windows, each at its rank and with its weight, in one forward and one backward. Returns
+/// the mean over the groups by their weights.
 template <class Model>
 double loss_and_gradients(const Model& model, const Batch& batch, const std::vector<dylora::RankGroup>& groups,
                           typename Model::Cache& cache, typename Model::Gradients& gradients, typename Model::Workspace& workspace) {
@@ -65,7 +65,8 @@ double mean_loss(const Model& model, const std::vector<Batch>& batches, dylora::
   return sum / count;
 }
 
-/// The next-token loss at every rank up to `highest`, rank 0 the model without its adapters: each batch at all of them, weighted by its tokens.
+/// The next-token loss at every rank up to `highest`, rank 0 the model without its adapters: each batch at all of them, weighted by its
+/// tokens.
 template <class Model>
 dylora::RankCurve rank_curve(const Model& model, const std::vector<Batch>& batches, Index highest, typename Model::Cache& cache) {
   std::vector<double> tokens;
@@ -76,7 +77,8 @@ dylora::RankCurve rank_curve(const Model& model, const std::vector<Batch>& batch
 
 namespace detail {
 
-/// The logits after the last of `seen`, whose first `read` tokens are in `past`; where a model cannot go on from its past, all is read again.
+/// The logits after the last of `seen`, whose first `read` tokens are in `past`; where a model cannot go on from its past, all is read
+/// again.
 template <class Model>
 auto next_logits(const Model& model, const std::vector<Index>& seen, std::size_t read, dylora::RankSlice rank,
                  std::vector<dylora::KeyValueCache<typename Model::Scalar>>& past) {

@@ -109,8 +109,8 @@ void check_gradients(const T& /*trained*/, const typename T::Gradients& gradient
   CHECK(checked == file.count(prefix));
 }
 
-/// Checks the output and the gradients of a layer at one rank, nested and frozen, against the tensors named `at_rank`/y, `at_rank`/dx (where
-/// its backward returns one), `at_rank`/nested/… and `at_rank`/frozen/…. `x` is all that its forward takes before the rank.
+/// Checks the output and the gradients of a layer at one rank, nested and frozen, against the tensors named `at_rank`/y, `at_rank`/dx
+/// (where its backward returns one), `at_rank`/nested/… and `at_rank`/frozen/…. `x` is all that its forward takes before the rank.
 template <class L, class M, class... X>
 void check_at_rank(const L& layer, Index rank, const File& file, const std::string& at_rank, const M& dy, const X&... x) {
   typename L::Cache cache;

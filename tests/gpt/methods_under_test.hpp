@@ -168,8 +168,8 @@ double mean_cross_entropy(const Model& model, const text::Batch& batch, const Ba
   return sum / static_cast<double>(columns.cols());
 }
 
-/// Compares gradients with central differences of fourth order of the mean cross-entropy, entry by entry; `learning` are the components that
-/// learn in any sequence, and do so in each that they take part in.
+/// Compares gradients with central differences of fourth order of the mean cross-entropy, entry by entry; `learning` are the components
+/// that learn in any sequence, and do so in each that they take part in.
 template <class Model>
 GradientReport compare_with_differences(Model model, const typename Model::Gradients& gradients, const text::Batch& batch,
                                         const BatchRanks& ranks, RankSlice learning) {

@@ -17,9 +17,9 @@
 #include "support/make.hpp"
 #include "support/values.hpp"
 
-/// What adapters and layers obey alike. A Case is what a law is shown on: c.subject of type T, c.x, c.dy, c.rank. What a forward and a backward
-/// give for its x and dy is c.run(other, ranks) of another T, c.run() of its subject at its rank, and c.run_as<D>() of the same with double
-/// scalars, of type D.
+/// What adapters and layers obey alike. A Case is what a law is shown on: c.subject of type T, c.x, c.dy, c.rank. What a forward and a
+/// backward give for its x and dy is c.run(other, ranks) of another T, c.run() of its subject at its rank, and c.run_as<D>() of the same
+/// with double scalars, of type D.
 namespace dylora::test {
 
 /// What a forward and a backward give, or add to zero.

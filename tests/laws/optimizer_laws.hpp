@@ -11,8 +11,8 @@
 #include "support/throws.hpp"
 #include "support/values.hpp"
 
-/// What every optimiser obeys. The including file says before which: a template Optimizer<T>, and stateful_options() with a momentum, a decay
-/// and whatever else could leave a trace.
+/// What every optimiser obeys. The including file says before which: a template Optimizer<T>, and stateful_options() with a momentum, a
+/// decay and whatever else could leave a trace.
 namespace dylora::test {
 
 /// The least that can be trained: two parameters with components and one without.

@@ -43,7 +43,8 @@ double error(const M& got, const MatrixX<double>& expected, Index depth) {
   return ((got.template cast<double>() - expected).array().abs() / expected.array().abs()).maxCoeff() / bound;
 }
 
-// Nothing, one, odd, around a register tile, few columns of many rows, a tile of them, around the blocks of depth 256, columns 1032 and rows 144 to 288.
+// Nothing, one, odd, around a register tile, few columns of many rows, a tile of them, around the blocks of depth 256, columns 1032 and
+// rows 144 to 288.
 const std::vector<std::tuple<Index, Index, Index>> shapes{
     {0, 3, 2},      {3, 0, 2},     {1, 1, 1},     {1, 7, 3},    {7, 1, 3},    {5, 3, 1},    {16, 6, 9},    {17, 7, 33},
     {33, 13, 255},  {49, 25, 256}, {15, 5, 257},  {3, 2, 513},  {243, 9, 17}, {9, 481, 17}, {1, 483, 258}, {241, 1, 260},

@@ -13,7 +13,8 @@
 #include "dylora/core/types.hpp"
 #include "dylora/linalg/product.hpp"
 
-/// What a layer, a file or an optimiser asks of an adapter. A type needs no base class and no registration: whatever answers these calls fits.
+/// What a layer, a file or an optimiser asks of an adapter. A type needs no base class and no registration: whatever answers these calls
+/// fits.
 namespace dylora {
 
 /// A trainable correction Δ of a frozen weight. Both verbs add into their outputs. What a call keeps is the caller's: the Cache, what a
@@ -24,8 +25,8 @@ namespace dylora {
 /// check_backward(x, dy, cache, gradients, workspace) throws what add_backward would throw for these arguments, and touches nothing: who
 /// adds with several adapters asks them all first. It is not asked about dx, which is the caller's, in × n.
 ///
-/// Its parameters may be cut to their first b components (ranks/truncate.hpp): it then still accepts every rank up to max_rank, and computes
-/// at those above b what it does at b.
+/// Its parameters may be cut to their first b components (ranks/truncate.hpp): it then still accepts every rank up to max_rank, and
+/// computes at those above b what it does at b.
 template <class A>
 concept Adapter = Trainable<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, MatrixRef<typename A::Scalar> out,
                                            const BatchRanks& ranks, typename A::Cache& cache, const typename A::Cache& filled,
@@ -51,10 +52,10 @@ concept FactoredAdapter =
     Adapter<A> && requires(const A& adapter, ConstMatrixRef<typename A::Scalar> in, const BatchRanks& ranks, typename A::Cache& cache,
                            const typename A::Cache& filled, typename A::Gradients& gradients, typename A::Workspace& workspace,
                            const RankRun& run) {
-      adapter.prepare_forward(in, ranks, cache);                                                              // (x, …)
-      { adapter.forward_term(filled, run) } -> std::same_as<LowRankTerm<typename A::Scalar>>;                 // y += this
-      adapter.prepare_backward(in, in, filled, gradients, workspace);                                         // (x, dy, …)  gradients += ∂/∂θ
-      { adapter.backward_term(filled, workspace, run) } -> std::same_as<LowRankTerm<typename A::Scalar>>;     // dx += this
+      adapter.prepare_forward(in, ranks, cache);                                               // (x, …)
+      { adapter.forward_term(filled, run) } -> std::same_as<LowRankTerm<typename A::Scalar>>;  // y += this
+      adapter.prepare_backward(in, in, filled, gradients, workspace);                          // (x, dy, …)    gradients += ∂/∂θ
+      { adapter.backward_term(filled, workspace, run) } -> std::same_as<LowRankTerm<typename A::Scalar>>;  // dx += this
       filled.ranks.runs(filled.samples);
     };
 

@@ -56,7 +56,8 @@ struct Checked : LocalWorkspace<Derived, S> {
   template <class Gradients>
   void check_arguments(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, Index samples, const Gradients& gradients) const {
     require_equal(dy.rows(), self().out_features(), detail::named<Derived, "::add_backward: rows of dy">());
-    require_equal(dy.cols(), samples, detail::named<Derived, "::add_backward: samples in dy, against the cache (was it filled by add_forward?)">());
+    require_equal(dy.cols(), samples,
+                  detail::named<Derived, "::add_backward: samples in dy, against the cache (was it filled by add_forward?)">());
     require_equal(x.rows(), self().in_features(), detail::named<Derived, "::add_backward: rows of x">());
     require_equal(x.cols(), dy.cols(), detail::named<Derived, "::add_backward: samples in x">());
     require_shapes(self(), detail::named<Derived, "::add_backward: gradient of">(), gradients);

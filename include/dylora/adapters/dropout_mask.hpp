@@ -16,8 +16,8 @@ namespace dylora {
 
 /// M ∘ x, with M zero with probability p and 1 / (1 − p) otherwise. p is rounded to a multiple of 2⁻¹⁶.
 ///
-/// Drawn element by element in storage order, four of which take one word of the Rng, lowest 16 bits first: an element is dropped if its bits
-/// are below p · 2¹⁶. One cache holds one mask; each draw overwrites it.
+/// Drawn element by element in storage order, four of which take one word of the Rng, lowest 16 bits first: an element is dropped if its
+/// bits are below p · 2¹⁶. One cache holds one mask; each draw overwrites it.
 template <std::floating_point S>
 class DropoutMask {
  public:

@@ -64,8 +64,8 @@ struct Factored : Checked<Derived, S> {
 
   /// The vector-Jacobian product of add_forward at the cached ranks, run after run; its formula is beside the adapter's prepare_backward.
   ///
-  /// x and dy as in add_forward; gradients and dx (in × n) are added to. Throws ShapeError, with nothing added, if something does not fit or
-  /// the cache was not filled. Costs what prepare_backward does and the product of each term. Allocates only when the workspace grows.
+  /// x and dy as in add_forward; gradients and dx (in × n) are added to. Throws ShapeError, with nothing added, if something does not fit
+  /// or the cache was not filled. Costs what prepare_backward does and the product of each term. Allocates only when the workspace grows.
   template <class Cache, class Gradients, class Workspace>
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
                     MatrixRef<S> dx) const {

@@ -33,7 +33,9 @@ struct NoAdapter : LocalWorkspace<NoAdapter<S>, S> {
   Index out_features() const { return out_features_; }
   Index max_rank() const { return 0; }
 
-  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> /*y*/) const { prepare_forward(x, ranks, cache); }
+  void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> /*y*/) const {
+    prepare_forward(x, ranks, cache);
+  }
   using LocalWorkspace<NoAdapter, S>::add_backward;
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
                     MatrixRef<S> /*dx*/) const {

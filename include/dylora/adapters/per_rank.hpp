@@ -31,8 +31,8 @@ namespace dylora {
 ///
 /// Both are called for each run of neighbouring columns at one rank, in their order, when everything has been found to fit; what a backward
 /// has trained is noted in its gradients. If a forward computes what its backward can use, the adapter says what that is, `using Kept =
-/// MatrixX<double>`, and both verbs take it after x or dy: Kept& in the forward, which finds in it what an earlier call left, const Kept& in
-/// the backward.
+/// MatrixX<double>`, and both verbs take it after x or dy: Kept& in the forward, which finds in it what an earlier call left, const Kept&
+/// in the backward.
 ///
 /// It may have a name, which messages then begin with, and delta(rank) if it is linear in x. An adapter that is a product of two factors
 /// has a faster base (factored.hpp): a layer adds such a product in the pass that its frozen weight makes over the output.
@@ -101,8 +101,8 @@ class PerRank : public Checked<Derived, S> {
 
   /// The vector-Jacobian product of add_forward at the cached ranks, run after run.
   ///
-  /// x and dy as in add_forward; gradients and dx (in × n) are added to. Throws ShapeError, with nothing added, if something does not fit or
-  /// the cache was not filled. Costs add_backward_at for each run.
+  /// x and dy as in add_forward; gradients and dx (in × n) are added to. Throws ShapeError, with nothing added, if something does not fit
+  /// or the cache was not filled. Costs add_backward_at for each run.
   template <class Gradients>
   void add_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
                     MatrixRef<S> dx) const {

@@ -22,8 +22,8 @@
 #include "dylora/linalg/product.hpp"
 #include "dylora/linalg/svd.hpp"
 
-/// Intruder dimensions: singular vectors of a tuned weight that none of the frozen one resembles. With u0_i and u1_j the left singular vectors
-/// of W0 and of W0 + Δ,
+/// Intruder dimensions: singular vectors of a tuned weight that none of the frozen one resembles. With u0_i and u1_j the left singular
+/// vectors of W0 and of W0 + Δ,
 ///
 ///     cosine_j = max over i of |u1_j · u0_i|,        count = #{ j < top : cosine_j < threshold }.
 ///
@@ -127,8 +127,9 @@ class BaseSpectrum {
   const MatrixX<double>& left_vectors() const { return U_; }  ///< rows × min(rows, cols)
   const VectorX<double>& singular_values() const { return singular_values_; }
 
-  /// The intruders among the largest singular vectors of `tuned`, the merged weight and not its change alone. Throws ShapeError if its shape is
-  /// another, NonFiniteError if it holds a NaN or an infinity, std::invalid_argument for an option out of range; `what` is its name there.
+  /// The intruders among the largest singular vectors of `tuned`, the merged weight and not its change alone. Throws ShapeError if its
+  /// shape is another, NonFiniteError if it holds a NaN or an infinity, std::invalid_argument for an option out of range; `what` is its
+  /// name there.
   template <class M>
   Intruders intruders(const Eigen::MatrixBase<M>& tuned, const IntruderOptions& options = {},
                       std::string_view what = "BaseSpectrum::intruders: tuned weight") const {
@@ -212,9 +213,9 @@ struct LayerIntruders {
   std::vector<Intruders> curve;  ///< element b − 1 is rank b
 };
 
-/// intruder_curve of each layer with an adapter inside `model`, against the `base` of that layer. Left out are layers without components and
-/// those whose adapter cannot be merged. A base that has been changed to make room for its adapter is not what was pretrained: compare with
-/// that by intruder_curve. Throws as intruder_curve, naming the layer for what is not finite.
+/// intruder_curve of each layer with an adapter inside `model`, against the `base` of that layer. Left out are layers without components
+/// and those whose adapter cannot be merged. A base that has been changed to make room for its adapter is not what was pretrained: compare
+/// with that by intruder_curve. Throws as intruder_curve, naming the layer for what is not finite.
 template <class T>
 std::vector<LayerIntruders> layer_intruders(const T& model, const IntruderOptions& options = {}) {
   std::vector<LayerIntruders> result;
@@ -232,8 +233,8 @@ std::vector<LayerIntruders> layer_intruders(const T& model, const IntruderOption
   return result;
 }
 
-/// The intruders of all layers together at `rank`; a layer with fewer components counts with all it has. Throws std::invalid_argument unless
-/// rank ≥ 1.
+/// The intruders of all layers together at `rank`; a layer with fewer components counts with all it has. Throws std::invalid_argument
+/// unless rank ≥ 1.
 inline Index total_intruders(const std::vector<LayerIntruders>& layers, Index rank) {
   require_in_range(rank, 1, std::numeric_limits<Index>::max(), "total_intruders: rank");
   Index total = 0;

@@ -61,8 +61,8 @@ RandomizedSvd randomized_svd(const MatrixX<S>& W, Index rank, const RandomizedSv
 
 }  // namespace detail
 
-/// The `rank` largest singular values of W and their vectors: with a random Ω, Q an orthonormal basis of W (Wᵀ W)^q Ω, and the decomposition
-/// of Qᵀ W.
+/// The `rank` largest singular values of W and their vectors: with a random Ω, Q an orthonormal basis of W (Wᵀ W)^q Ω, and the
+/// decomposition of Qᵀ W.
 ///
 /// Halko, Martinsson and Tropp, arXiv 0909.4061, algorithms 4.4 (randomized subspace iteration, q = power_iterations) and 5.1. A power
 /// iteration multiplies the share of σ_i in the error of a vector with σ_j > σ_i by (σ_i / σ_j)², so that what lies beyond the
@@ -71,8 +71,8 @@ RandomizedSvd randomized_svd(const MatrixX<S>& W, Index rank, const RandomizedSv
 ///     Rng rng(42);
 ///     const RandomizedSvd svd = randomized_svd(W, 10, {.power_iterations = 50, .tolerance = 1e-6}, rng);
 ///
-/// The σ are at most those of W, and each is within residual · σ_1 of one of them. Draws cols · (rank + oversampling) numbers; the same seed
-/// gives the same bits, with any number of threads. Throws ShapeError and NonFiniteError as thin_svd, std::invalid_argument unless
+/// The σ are at most those of W, and each is within residual · σ_1 of one of them. Draws cols · (rank + oversampling) numbers; the same
+/// seed gives the same bits, with any number of threads. Throws ShapeError and NonFiniteError as thin_svd, std::invalid_argument unless
 /// 1 ≤ rank ≤ min(rows, cols) and for an option out of range. Costs (3 + 2 q) products of W with rank + oversampling columns.
 template <class M>
 RandomizedSvd randomized_svd(const Eigen::MatrixBase<M>& W, Index rank, const RandomizedSvdOptions& options, Rng& rng) {

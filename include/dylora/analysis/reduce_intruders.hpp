@@ -21,9 +21,9 @@
 ///     if (adapter.lost < 0.05) layer.adapter.set_factors(adapter.factors);             // a LowRank<double>
 namespace dylora {
 
-/// W + (factor − 1) Σ σ_j u_j v_jᵀ over the intruders of W: their singular values become factor · σ_j, the rest of W stays. PEFT's factor is
-/// 0.75; 1 changes nothing and 0 removes them. What is new need not be in the span of an adapter's factors, so the change W' − W0 has a larger
-/// rank. Throws as BaseSpectrum::intruders, and std::invalid_argument unless 0 ≤ factor ≤ 1.
+/// W + (factor − 1) Σ σ_j u_j v_jᵀ over the intruders of W: their singular values become factor · σ_j, the rest of W stays. PEFT's factor
+/// is 0.75; 1 changes nothing and 0 removes them. What is new need not be in the span of an adapter's factors, so the change W' − W0 has a
+/// larger rank. Throws as BaseSpectrum::intruders, and std::invalid_argument unless 0 ≤ factor ≤ 1.
 template <class M>
 MatrixX<double> reduce_intruders(const BaseSpectrum& base, const Eigen::MatrixBase<M>& W, double factor = 0.75,
                                 const IntruderOptions& options = {}) {
@@ -48,8 +48,8 @@ struct TruncatedFactors {
   double lost;  ///< ‖Δ − scale · B · A‖_F / ‖Δ‖_F; 0 for a Δ that is 0
 };
 
-/// Δ ≈ scale · B · A from the largest singular values of Δ: B = U √(Σ / scale), A = √(Σ / scale) Vᵀ. Every prefix is the best approximation of its
-/// rank in turn. Throws as thin_svd, and std::invalid_argument unless 1 ≤ rank ≤ min(rows, cols) and scale is a finite number > 0.
+/// Δ ≈ scale · B · A from the largest singular values of Δ: B = U √(Σ / scale), A = √(Σ / scale) Vᵀ. Every prefix is the best approximation
+/// of its rank in turn. Throws as thin_svd, and std::invalid_argument unless 1 ≤ rank ≤ min(rows, cols) and scale is a finite number > 0.
 template <class M>
 TruncatedFactors truncated_factors(const Eigen::MatrixBase<M>& delta, Index rank, double scale) {
   require_option(scale > 0 && std::isfinite(scale), scale, "truncated_factors: scale", "a finite number > 0");

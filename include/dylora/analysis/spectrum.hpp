@@ -45,8 +45,8 @@ VectorX<double> singular_values(const Eigen::MatrixBase<M>& W) {
 
 /// The singular values of scale · B · A that may be other than 0, min(rank, in, out) of them, the largest first.
 ///
-/// The product is never formed: with B = Q_B R_B and Aᵀ = Q_A R_A they are those of scale · R_B R_Aᵀ, which is rank × rank. Throws ShapeError if A
-/// and B disagree about the rank, NonFiniteError if something is not finite. Costs O(rank² · (in + out)).
+/// The product is never formed: with B = Q_B R_B and Aᵀ = Q_A R_A they are those of scale · R_B R_Aᵀ, which is rank × rank. Throws
+/// ShapeError if A and B disagree about the rank, NonFiniteError if something is not finite. Costs O(rank² · (in + out)).
 template <std::floating_point S>
 VectorX<double> singular_values(const LowRankFactors<S>& factors) {
   detail::require_finite_factors(factors, "singular_values: factors");
@@ -59,8 +59,8 @@ VectorX<double> singular_values(const LowRankFactors<S>& factors) {
 }
 
 /// exp(−Σ p_i log p_i) with p_i = σ_i / Σσ: how many equal singular values have this entropy. Between 1 and the rank; 0 if all are 0.
-/// Roy and Vetterli, "The effective rank" (EUSIPCO 2007). Throws std::invalid_argument for a value below 0, NonFiniteError for one that is not
-/// finite.
+/// Roy and Vetterli, "The effective rank" (EUSIPCO 2007). Throws std::invalid_argument for a value below 0, NonFiniteError for one that is
+/// not finite.
 inline double effective_rank(const VectorX<double>& singular_values) {
   detail::require_spectrum(singular_values, "effective_rank: singular values");
   const double sum = singular_values.sum();

@@ -13,9 +13,9 @@ namespace dylora {
 
 /// rows × cols, each element deviation · N(0, 1), drawn in storage order: column by column, or row by row for a RowMatrix.
 ///
-/// Box and Muller (1958): two uniform numbers u, v make two normal ones, √(−2 ln(1 − u)) · cos 2πv and, with sin, its neighbour; what an odd
-/// number of elements leaves over is dropped. std::normal_distribution differs between standard libraries, this does so only as far as their
-/// log, cos and sin round differently. Throws std::invalid_argument unless deviation is a finite number ≥ 0.
+/// Box and Muller (1958): two uniform numbers u, v make two normal ones, √(−2 ln(1 − u)) · cos 2πv and, with sin, its neighbour; what an
+/// odd number of elements leaves over is dropped. std::normal_distribution differs between standard libraries, this does so only as far as
+/// their log, cos and sin round differently. Throws std::invalid_argument unless deviation is a finite number ≥ 0.
 template <std::floating_point S, class M = MatrixX<S>>
 M random_normal(Index rows, Index cols, double deviation, Rng& rng) {
   require_option(deviation >= 0 && std::isfinite(deviation), deviation, "random_normal: deviation", "a finite number >= 0");

@@ -160,7 +160,8 @@ void save_parameters(const std::filesystem::path& path, const T& model, Index ra
 /// Gradients and optimisers made before then no longer fit.
 ///
 /// Throws, with nothing changed, FileError for what cannot be read, and FormatError, naming the tensor or the setting, what was expected
-/// and what the file has: for one of another model, type of numbers or setting, for values that are not finite, and for what is no such file.
+/// and what the file has: for one of another model, type of numbers or setting, for values that are not finite, and for what is no such
+/// file.
 template <Trainable T>
 void load_parameters(const SafetensorsContents& contents, const std::string& name, T& model) {
   detail::ParametersFile file(contents, name);

@@ -34,15 +34,15 @@ struct Conv2dOptions {
   Index groups = 1;
 };
 
-/// A projection that drops inputs of its own accord. On patches that would keep a pixel in one of them and drop it in the next, where PyTorch
-/// drops pixels, before the convolution.
+/// A projection that drops inputs of its own accord. On patches that would keep a pixel in one of them and drop it in the next, where
+/// PyTorch drops pixels, before the convolution.
 template <class P>
 concept DroppingProjection = requires(typename P::Cache& cache) { cache.rng; } || requires(typename P::Cache& cache) { cache.adapter.rng; } ||
                              requires(typename P::Cache& cache) { cache.adapter.slices.front().rng; };
 
-/// y[o, p] = bias[o] + Σ_cij W[o, c, i, j] · x[c, p · stride + (i, j) · dilation − padding], and an adapter: a projection of the patches of x.
-/// With Linear<S>, the default, ΔW[o, c, :, :] = s(b) · Σ_k<b B[o, k] · A[k, c, :, :]: a convolution down to b channels and a 1 × 1 convolution
-/// up, as PEFT has it (LoRA, arXiv 2106.09685), at DyLoRA's nested ranks (arXiv 2210.07558).
+/// y[o, p] = bias[o] + Σ_cij W[o, c, i, j] · x[c, p · stride + (i, j) · dilation − padding], and an adapter: a projection of the patches of
+/// x. With Linear<S>, the default, ΔW[o, c, :, :] = s(b) · Σ_k<b B[o, k] · A[k, c, :, :]: a convolution down to b channels and a 1 × 1
+/// convolution up, as PEFT has it (LoRA, arXiv 2106.09685), at DyLoRA's nested ranks (arXiv 2210.07558).
 ///
 ///     Conv2d<float> conv(W, {.in_channels = 16, .image = {32, 32}, .kernel = {3, 3}, .padding = {1, 1}}, {.max_rank = 8}, rng);
 ///     Conv2d<float>::Cache cache;
@@ -51,10 +51,10 @@ concept DroppingProjection = requires(typename P::Cache& cache) { cache.rng; } |
 ///     const MatrixX<float> dx = conv.backward(dy, cache, gradients);
 ///
 /// A sample is a column: its channels one after the other, each row by row, as PyTorch has them (C × H × W). W is PyTorch's weight
-/// [out, in / groups, kernel height, kernel width] as a matrix of out rows: the same memory as a RowMatrix. A group's output channels read its
-/// input channels; each has a projection, and so an adapter with all of its ranks, of its own: "0.lora_A", "1.lora_A" and so on where there
-/// is more than one, else "lora_A". Memory holds a copy of x, the patches of some positions at a time (a megabyte of floats, or one patch),
-/// and what the projections keep: b values for each position. Backward makes the patches again.
+/// [out, in / groups, kernel height, kernel width] as a matrix of out rows: the same memory as a RowMatrix. A group's output channels read
+/// its input channels; each has a projection, and so an adapter with all of its ranks, of its own: "0.lora_A", "1.lora_A" and so on where
+/// there is more than one, else "lora_A". Memory holds a copy of x, the patches of some positions at a time (a megabyte of floats, or one
+/// patch), and what the projections keep: b values for each position. Backward makes the patches again.
 template <std::floating_point S, Projection P = Linear<S>>
   requires(!DroppingProjection<P>)
 struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
@@ -94,8 +94,8 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
     }
   }
 
-  /// With fresh adapters, which leave the output of the weight as it is. weight out × (in / groups · kernel), to be copied; around views of one,
-  /// make the projections yourself.
+  /// With fresh adapters, which leave the output of the weight as it is. weight out × (in / groups · kernel), to be copied; around views of
+  /// one, make the projections yourself.
   template <class Q = P, class W = decltype(Q::base), class Options = typename decltype(Q::adapter)::Options>
     requires std::constructible_from<Q, W, Options, Rng&> && std::constructible_from<W, MatrixX<S>, VectorX<S>>
   Conv2d(std::type_identity_t<W> weight, Conv2dOptions options, std::type_identity_t<Options> adapter, Rng& rng)
@@ -120,8 +120,8 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
 
   /// y = x convolved with W + Δ_b, plus bias, for a caller that keeps x, as composite layers do and as forward does.
   ///
-  /// x in_features × n; y out_features × n, overwritten; the cache is overwritten, and holds no x. A rank above max_rank means all components.
-  /// Throws ShapeError if x or y do not fit. For each group costs 2·n·positions·(out·patch + b·(patch + out)) flops.
+  /// x in_features × n; y out_features × n, overwritten; the cache is overwritten, and holds no x. A rank above max_rank means all
+  /// components. Throws ShapeError if x or y do not fit. For each group costs 2·n·positions·(out·patch + b·(patch + out)) flops.
   void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     cache.x.resize(in_features(), 0);  // the caller has it: one of an earlier forward must not stand in for it
     cache.samples = 0;
@@ -160,9 +160,9 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
     });
   }
 
-  /// The backward of apply, with the same x: gradients += ∂/∂θ, at the ranks of the cached forward, and dx = the convolution transposed, of dy
-  /// with W + Δ_b. dy out_features × n; dx in_features × n, overwritten. Throws ShapeError, with nothing added, if something does not fit or the
-  /// cache was not filled.
+  /// The backward of apply, with the same x: gradients += ∂/∂θ, at the ranks of the cached forward, and dx = the convolution transposed, of
+  /// dy with W + Δ_b. dy out_features × n; dx in_features × n, overwritten. Throws ShapeError, with nothing added, if something does not
+  /// fit or the cache was not filled.
   void set_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace,
                     MatrixRef<S> dx) const {
     backward_into<detail::Dx::set>(x, dy, cache, gradients, workspace, dx);
@@ -234,8 +234,8 @@ struct Conv2d : KeepsInput<Conv2d<S, P>, S> {
   Index first_channel(std::size_t group) const { return static_cast<Index>(group) * group_channels(); }
   Index first_output(std::size_t group) const { return static_cast<Index>(group) * groups[group].out_features(); }
 
-  /// Calls f(part, group, first position, positions, rank) for each group at some positions of each run. Where a part ends depends on shapes and
-  /// on the run alone, so that a run has the same bits wherever it is.
+  /// Calls f(part, group, first position, positions, rank) for each group at some positions of each run. Where a part ends depends on
+  /// shapes and on the run alone, so that a run has the same bits wherever it is.
   template <class F>
   void for_each_part(Index samples, const BatchRanks& ranks, const F& f) const {
     const Index widest = std::max(unfold.patch_size(group_channels()), groups.front().out_features());

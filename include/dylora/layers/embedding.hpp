@@ -32,9 +32,10 @@ namespace dylora {
 ///     const MatrixX<float> y = embedding.forward(ids, 4, cache);           // width × ids, at rank 4
 ///     embedding.backward(dy, cache, gradients);
 ///
-/// The adapter is a LowRank from the vocabulary to the width, but begins the other way round: only a column of A whose token occurs gets any
-/// gradient, so A is what starts at zero. `Table` is MatrixX<S>, or Eigen::Map<const MatrixX<S>> over a table that lives elsewhere: PyTorch's
-/// vocabulary × width, row by row, is the same memory. There is no dx, and so this is no Layer; it is const both ways as they are.
+/// The adapter is a LowRank from the vocabulary to the width, but begins the other way round: only a column of A whose token occurs gets
+/// any gradient, so A is what starts at zero. `Table` is MatrixX<S>, or Eigen::Map<const MatrixX<S>> over a table that lives elsewhere:
+/// PyTorch's vocabulary × width, row by row, is the same memory. There is no dx, and so this is no Layer; it is const both ways as they
+/// are.
 ///
 /// Where the table is the output head too, base.transpose() · x leaves the adapter out, as PEFT does; merged(b) has it in both.
 template <std::floating_point S, class Table = MatrixX<S>>
@@ -75,8 +76,8 @@ struct Embedding {
 
   /// y_n = W[:, id_n] + s(b) · B_b · A_b[:, id_n], for inference.
   ///
-  /// ids n tokens; b ≤ max_rank, one for all of them or one for each run; returns width × n. Throws std::invalid_argument for a token outside
-  /// the vocabulary and for the rank, ShapeError if there is no token. Costs 2·b·n·width flops.
+  /// ids n tokens; b ≤ max_rank, one for all of them or one for each run; returns width × n. Throws std::invalid_argument for a token
+  /// outside the vocabulary and for the rank, ShapeError if there is no token. Costs 2·b·n·width flops.
   MatrixX<S> forward(std::span<const Index> ids, const BatchRanks& ranks) const {
     Cache scratch;
     return forward(ids, ranks, scratch);

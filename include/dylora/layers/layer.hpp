@@ -16,8 +16,8 @@ namespace dylora {
 
 /// Something that maps and differentiates, and keeps what its backward needs in a cache that the caller owns: what users call, and what to
 /// model when writing a layer. max_rank is the largest rank that forward accepts, 0 if it has no adapter and takes any; a part of it that
-/// has fewer components uses all it has. Outputs must not overlap inputs. Backward is the vector-Jacobian product: the gradient of ⟨forward(x), dy⟩.
-/// Its scratch memory is in a workspace of the caller's, as an adapter's is.
+/// has fewer components uses all it has. Outputs must not overlap inputs. Backward is the vector-Jacobian product: the gradient of
+/// ⟨forward(x), dy⟩. Its scratch memory is in a workspace of the caller's, as an adapter's is.
 template <class L>
 concept Layer = Trainable<L> &&
                 requires(const L& layer, ConstMatrixRef<typename L::Scalar> in, MatrixRef<typename L::Scalar> out, const BatchRanks& ranks,
@@ -109,8 +109,8 @@ struct BackwardWithoutWorkspace {
 ///     forward  = apply, then a copy of x into cache.x
 ///     backward = set_backward, or add_gradients, with that copy
 ///
-/// A base of the layer, struct Linear : KeepsInput<Linear<S>, S>. The layer has a Cache with a Buffer<S> x, which its apply empties, and a name
-/// that messages begin with.
+/// A base of the layer, struct Linear : KeepsInput<Linear<S>, S>. The layer has a Cache with a Buffer<S> x, which its apply empties, and a
+/// name that messages begin with.
 template <class Derived, std::floating_point S>
 struct KeepsInput : BackwardWithoutWorkspace<Derived, S> {
   using BackwardWithoutWorkspace<Derived, S>::backward;
@@ -155,8 +155,8 @@ struct KeepsInput : BackwardWithoutWorkspace<Derived, S> {
     self().set_backward(cache.x.view(), dy, cache, gradients, workspace, dx);
   }
 
-  /// The same without dx, for the lowest layer that learns: the gradients have the same bits, and the product of the frozen weight with dy is
-  /// not computed.
+  /// The same without dx, for the lowest layer that learns: the gradients have the same bits, and the product of the frozen weight with dy
+  /// is not computed.
   template <class Cache, class Gradients, class Workspace>
   void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, NoInputGradient) const {
     check_samples(dy, cache);

@@ -86,8 +86,9 @@ struct Linear : KeepsInput<Linear<S, A, W>, S> {
 
   /// y = W x + bias + Δ_b(x), for a caller that keeps x, as composite layers do and as forward does.
   ///
-  /// x in × n; y out × n, overwritten; the cache is overwritten, and holds no x. A rank above max_rank means all components, since the parts of
-  /// a composite may have different numbers of them. Throws ShapeError if x or y do not fit. Costs 2·n·(in·out + b·(in + out)) flops.
+  /// x in × n; y out × n, overwritten; the cache is overwritten, and holds no x. A rank above max_rank means all components, since the
+  /// parts of a composite may have different numbers of them. Throws ShapeError if x or y do not fit. Costs 2·n·(in·out + b·(in + out))
+  /// flops.
   void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     cache.x.resize(in_features(), 0);  // the caller has it: one of an earlier forward must not stand in for it
     require_equal(x.rows(), in_features(), "Linear::forward: rows of x");

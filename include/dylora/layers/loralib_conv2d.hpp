@@ -26,8 +26,8 @@ struct LoralibConv2dOptions {
 /// Δ_b = s(b) · (B[:, :b·k] · A[:b·k, :]) read row by row as out × (in / groups · k · k).
 ///
 /// For checkpoints of loralib's Conv2d (LoRA, arXiv 2106.09685), to be merged, or trained further as a LowRank; a new adapter of a
-/// convolution is better off in Conv2d's own layout. What is read row by row is no product of a k × k and a 1 × 1 convolution: a unit of rank is
-/// k rows of A and k columns of B, and Δ as a matrix has up to k · k times the rank.
+/// convolution is better off in Conv2d's own layout. What is read row by row is no product of a k × k and a 1 × 1 convolution: a unit of
+/// rank is k rows of A and k columns of B, and Δ as a matrix has up to k · k times the rank.
 ///
 ///     const LoralibConv2d<float> trained(lora_A, lora_B, {.kernel = 3, .alpha = 16});
 ///     const DenseWeight<float> weight = trained.merged(base, 4);                    // at rank 4
@@ -37,8 +37,8 @@ class LoralibConv2d {
  public:
   using Options = LoralibConv2dOptions;
 
-  /// lora_A r·k × in·k, lora_B (out / groups · k) × r·k, as the file has them. Throws ShapeError if they do not fit each other or the options,
-  /// std::invalid_argument unless kernel and groups are at least 1.
+  /// lora_A r·k × in·k, lora_B (out / groups · k) × r·k, as the file has them. Throws ShapeError if they do not fit each other or the
+  /// options, std::invalid_argument unless kernel and groups are at least 1.
   LoralibConv2d(RowMatrix<S> A, MatrixX<S> B, Options options) : A_(std::move(A)), B_(std::move(B)), options_(options) {
     const Index k = options.kernel, groups = options.groups;
     require_in_range(k, 1, std::max<Index>(1, A_.cols()), "LoralibConv2d: kernel");
@@ -70,9 +70,9 @@ class LoralibConv2d {
   }
 
   /// Δ as an adapter of Conv2d, to train on from here: of rank r·k·k, and at rank b·k·k it is Δ_b, whichever of the scale rules of
-  /// ranks/scale.hpp it has. Row o of Δ is rows o·k … o·k + k − 1 of B · A side by side. So its components are, for each unit of rank, each of
-  /// these k places and each of the unit's k rows of A: that row, in that place of a row of zeros, with every k-th element of its column of B.
-  /// Throws std::invalid_argument for groups above 1, where Δ divides the rows of B · A otherwise.
+  /// ranks/scale.hpp it has. Row o of Δ is rows o·k … o·k + k − 1 of B · A side by side. So its components are, for each unit of rank, each
+  /// of these k places and each of the unit's k rows of A: that row, in that place of a row of zeros, with every k-th element of its column
+  /// of B. Throws std::invalid_argument for groups above 1, where Δ divides the rows of B · A otherwise.
   LowRank<S> low_rank() const {
     require_in_range(options_.groups, 1, 1, "LoralibConv2d::low_rank: groups");
     const Index k = options_.kernel, rank = max_rank(), width = A_.cols();

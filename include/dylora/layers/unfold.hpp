@@ -37,11 +37,11 @@ struct UnfoldOptions {
 ///     unfold.add_scatter<float>(d_patches, 0, 3, 0, d_images);   // the adjoint
 ///
 /// An image is a column of channels · height · width values: channel by channel, and each channel row by row (PyTorch's C × H × W). A patch
-/// is channels · kernel height · kernel width values in that order too, the order of PyTorch's convolution weights. Position p of an image is
-/// row p / output().width and column p mod output().width of the output; positions go on from one image of a batch to the next.
+/// is channels · kernel height · kernel width values in that order too, the order of PyTorch's convolution weights. Position p of an image
+/// is row p / output().width and column p mod output().width of the output; positions go on from one image of a batch to the next.
 ///
-/// All patches together are larger than the images as often as the kernel has elements, so they are made for some positions, and some channels,
-/// at a time.
+/// All patches together are larger than the images as often as the kernel has elements, so they are made for some positions, and some
+/// channels, at a time.
 class Unfold {
  public:
   /// Throws std::invalid_argument unless every size and step is in [1, 2²⁰], every padding in [0, 2²⁰], and the kernel fits into the padded
@@ -109,8 +109,9 @@ class Unfold {
     });
   }
 
-  /// values = channels [first_channel, first_channel + values.rows()) of the outputs at the positions [begin, begin + values.cols()), a column for
-  /// each position: what a product with patches gives. outputs (channels · positions()) × n; values overwritten. Throws as gather does.
+  /// values = channels [first_channel, first_channel + values.rows()) of the outputs at the positions [begin, begin + values.cols()), a
+  /// column for each position: what a product with patches gives. outputs (channels · positions()) × n; values overwritten. Throws as
+  /// gather does.
   template <std::floating_point S>
   void take_output(ConstMatrixRef<S> outputs, Index first_channel, Index begin, MatrixRef<S> values) const {
     for_each_stretch<S>(outputs, first_channel, begin, values, [](const auto& of_image, auto&& columns) { columns = of_image; });
@@ -155,7 +156,8 @@ class Unfold {
     }
   }
 
-  /// Calls f(channels × positions in an image of the outputs, the same of the values) for the positions of each image, some channels at a time.
+  /// Calls f(channels × positions in an image of the outputs, the same of the values) for the positions of each image, some channels at a
+  /// time.
   template <class S, class Outputs, class Values, class F>
   void for_each_stretch(Outputs& outputs, Index first_channel, Index begin, Values& values, const F& f) const {
     require_in_range(first_channel, 0, outputs.rows() / positions() - values.rows(), "Unfold: first channel of the outputs");

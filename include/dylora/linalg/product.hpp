@@ -102,8 +102,8 @@ void set_product(D&& dst, const L& lhs, const R& rhs, typename std::remove_cvref
 }
 
 /// dst = scale · lhs · rhs where lhs has few rows and both run along the depth in memory, as in h = A x and dh = Bᵀ dy: faster than
-/// set_product there, and the order of a sum is another one (linalg/kernels/dot_products.hpp), chosen by the number of rows and the depth alone: an element
-/// depends on that number, its own row and its own column.
+/// set_product there, and the order of a sum is another one (linalg/kernels/dot_products.hpp), chosen by the number of rows and the depth
+/// alone: an element depends on that number, its own row and its own column.
 /// Operands in any other storage order are multiplied by set_product. Otherwise as add_product.
 template <class D, class L, class R>
 void set_dot_products(D&& dst, const L& lhs, const R& rhs, typename std::remove_cvref_t<D>::Scalar scale = 1) {
@@ -122,8 +122,8 @@ void set_dot_products(D&& dst, const L& lhs, const R& rhs, typename std::remove_
 
 /// dst = bias + lhs · rhs + term, where bias is a column for every column of dst, or has no elements.
 ///
-/// The bits of add_product with lhs and rhs and then with the factors of the term, on a dst that holds the bias; but one pass over dst does all
-/// three. Throws std::invalid_argument if lhs has no column. Otherwise as add_product.
+/// The bits of add_product with lhs and rhs and then with the factors of the term, on a dst that holds the bias; but one pass over dst does
+/// all three. Throws std::invalid_argument if lhs has no column. Otherwise as add_product.
 template <class S, class L>
 void set_affine(MatrixRef<S> dst, const L& lhs, ConstMatrixRef<S> rhs, const Eigen::Ref<const VectorX<S>>& bias,
                 const LowRankTerm<S>& term) {

@@ -28,8 +28,8 @@ struct Svd {
 
 namespace detail {
 
-/// Calls body(i) for every i in [0, count), on several threads where there are. Eigen's own threading is off inside: it chooses the blocks of
-/// a product by the number of threads, which changes the bits. What a call throws is thrown again, that of the lowest i first.
+/// Calls body(i) for every i in [0, count), on several threads where there are. Eigen's own threading is off inside: it chooses the blocks
+/// of a product by the number of threads, which changes the bits. What a call throws is thrown again, that of the lowest i first.
 template <class Body>
 void for_each_decomposition(Index count, const Body& body) {
   std::vector<std::exception_ptr> errors(static_cast<std::size_t>(count));
@@ -104,8 +104,8 @@ MatrixX<S> triangular_factor(const MatrixX<S>& Y) {
 }  // namespace detail
 
 /// The thin decomposition of W: all min(rows, cols) singular values and their vectors, by divide and conquer (Eigen's BDCSVD).
-/// Throws ShapeError if W has no elements, NonFiniteError if it holds a NaN or an infinity. Costs O(rows · cols · min(rows, cols)): with one
-/// core, a fraction of a second at 768 × 768 and some ten seconds at 4096 × 4096.
+/// Throws ShapeError if W has no elements, NonFiniteError if it holds a NaN or an infinity. Costs O(rows · cols · min(rows, cols)): with
+/// one core, a fraction of a second at 768 × 768 and some ten seconds at 4096 × 4096.
 template <class M>
 Svd thin_svd(const Eigen::MatrixBase<M>& W) {
   return detail::thin_svd(detail::finite_matrix(W, "thin_svd: W"));

@@ -15,8 +15,8 @@ namespace dylora {
 ///     AdamW optimizer(model, {.lr = 1e-4, .groups = lora_plus(16)});
 ///     AdamW optimizer(model, {.lr = 1e-4, .weight_decay = 0.1, .groups = without_decay({"lora_magnitude_vector"}, lora_plus(16))});
 ///
-/// What is B is said by Parameter::factor alone: a magnitude, a gain or a gate keeps the optimiser's lr, whatever its name or shape. (PEFT's
-/// version puts everything of one dimension into the group of B.)
+/// What is B is said by Parameter::factor alone: a magnitude, a gain or a gate keeps the optimiser's lr, whatever its name or shape.
+/// (PEFT's version puts everything of one dimension into the group of B.)
 ///
 /// Both factors of an embedding's adapter have `embedding_ratio` alone, lr_A = lr_B. The authors' code and PEFT's give them a learning rate
 /// of their own, 1e-6 unless set, whatever lr and ratio are; here it moves with the optimiser's lr: for theirs, lora_plus(16, 1e-6 / lr).

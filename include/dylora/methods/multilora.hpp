@@ -43,9 +43,9 @@ struct MultiLoraOptions {
 ///     y = layer.forward(x, 4, cache);                                                // every module at rank 4
 ///     dx = layer.backward(dy, cache, gradients);
 ///
-/// Component i is that of every module: row i of A is [A_1[i, :], A_2[i, :], …], column i of B is B_1[:, i] on top of B_2[:, i] and so on. So
-/// module j is a block of columns of A and of rows of B; and in memory the first b components are one product of rank b · modules, which is
-/// how they are computed. The gains take part at every rank, and learn also where few components do. With c = B = 0 nothing ever learns.
+/// Component i is that of every module: row i of A is [A_1[i, :], A_2[i, :], …], column i of B is B_1[:, i] on top of B_2[:, i] and so on.
+/// So module j is a block of columns of A and of rows of B; and in memory the first b components are one product of rank b · modules, which
+/// is how they are computed. The gains take part at every rank, and learn also where few components do. With c = B = 0 nothing ever learns.
 template <std::floating_point S>
 struct MultiLora : Factored<MultiLora<S>, S> {
   static constexpr std::string_view name = "MultiLora";
@@ -106,8 +106,8 @@ struct MultiLora : Factored<MultiLora<S>, S> {
   S scale(Index rank) const { return static_cast<S>(exact_scale(rank)); }
   double exact_scale(Index rank) const { return options.scale(options.alpha, rank, options.max_rank); }
 
-  /// y += s(b) · (C∘B)_b · h, where b is the rank of each column: h = A_b x and C∘B, into the cache (overwritten). Costs 2·b·modules·n·in flops,
-  /// and the term as many for out.
+  /// y += s(b) · (C∘B)_b · h, where b is the rank of each column: h = A_b x and C∘B, into the cache (overwritten). Costs 2·b·modules·n·in
+  /// flops, and the term as many for out.
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
     check_parameters();
     this->check_forward(x, ranks);

@@ -118,8 +118,8 @@ struct SelectRankOptions {
 };
 
 /// The smallest rank ≥ 1 whose excess over the best rank is at most tolerance + standard_errors · its standard error.
-/// Throws std::invalid_argument if an option is negative or not finite, if only rank 0 was evaluated, or if standard errors are to count and
-/// there is only one batch.
+/// Throws std::invalid_argument if an option is negative or not finite, if only rank 0 was evaluated, or if standard errors are to count
+/// and there is only one batch.
 inline Index select_rank(const RankCurve& curve, SelectRankOptions options) {
   const auto allowed = [](double value) { return value >= 0 && std::isfinite(value); };
   require_option(allowed(options.tolerance), options.tolerance, "select_rank: tolerance", "a finite number ≥ 0");

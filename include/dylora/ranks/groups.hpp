@@ -36,8 +36,8 @@ struct RankGroup {
 };
 
 /// Gives each part of a step its share of `sequences`, the highest rank first, parts of the same rank as one group: every part at least one
-/// sequence, then by its share, what is left over to the largest remainders. A part of weight 0 takes part and trains nothing. Throws std::invalid_argument if there are more parts than
-/// sequences, a share is not a number in (0, 1] or a weight not a finite one ≥ 0.
+/// sequence, then by its share, what is left over to the largest remainders. A part of weight 0 takes part and trains nothing. Throws
+/// std::invalid_argument if there are more parts than sequences, a share is not a number in (0, 1] or a weight not a finite one ≥ 0.
 inline std::vector<RankGroup> divide_sequences(const StepRanks& ranks, Index sequences) {
   StepRanks parts;
   for (const RankShare& part : ranks) {

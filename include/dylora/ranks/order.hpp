@@ -35,8 +35,9 @@ void require_orderable(const RowMatrix<S>& A, const MatrixX<S>& B, std::string_v
 
 }  // namespace detail
 
-/// B A ← U Σ Vᵀ as  B = U Σ / a,  A = a Vᵀ  with the root mean square a of the norms that the rows of A had: the same product, its components
-/// orthogonal, the largest singular value first. Every prefix of the product is then its best approximation of that rank (Eckart and Young).
+/// B A ← U Σ Vᵀ as  B = U Σ / a,  A = a Vᵀ  with the root mean square a of the norms that the rows of A had: the same product, its
+/// components orthogonal, the largest singular value first. Every prefix of the product is then its best approximation of that rank (Eckart
+/// and Young).
 ///
 /// The product is never formed: QR of B and of Aᵀ, and the decomposition of a components × components matrix. Costs
 /// O(components² · (in + out)); computed in double. With nothing changed, throws NonFiniteError if a factor is not finite,
@@ -63,8 +64,8 @@ void order_components(RowMatrix<S>& A, MatrixX<S>& B) {
   B = (U * (svd.singularValues() / norm).asDiagonal()).template cast<S>();
 }
 
-/// The same for every LowRank in `trained`, each by itself: its function at max_rank stays what it was, up to rounding. What optimisers keep
-/// about the components no longer belongs to them; start a fresh one.
+/// The same for every LowRank in `trained`, each by itself: its function at max_rank stays what it was, up to rounding. What optimisers
+/// keep about the components no longer belongs to them; start a fresh one.
 ///
 /// So a plain LoRA is cut as well as its weights alone allow, and a run that began at max_rank goes on from there to the lower ranks. Under
 /// any but a constant scale (alpha_over_max_rank), a prefix is still the best approximation in its direction and of another size.

@@ -101,7 +101,8 @@ class Sandwich {
   Index lowest_, highest_, random_;
 };
 
-/// Parts of any size, each with ranks from a sampler of its own: what to reach for when the plans above divide a step otherwise than wished.
+/// Parts of any size, each with ranks from a sampler of its own: what to reach for when the plans above divide a step otherwise than
+/// wished.
 ///
 ///     MixedRanks({{UniformRank{8, 8}, 0.5}, {UniformRank{1, 1}, 0.25}, {UniformRank{1, 8}, 0.25}})
 ///
@@ -147,7 +148,8 @@ class EveryRank {
   std::vector<RankSlice> ranks_;
 };
 
-/// A range of ranks whose ends go from one place to another in equal strides over `steps`, and then stay; ranks are drawn uniformly from it.
+/// A range of ranks whose ends go from one place to another in equal strides over `steps`, and then stay; ranks are drawn uniformly from
+/// it.
 struct MovingRangeOptions {
   struct Range {
     Index lowest, highest;

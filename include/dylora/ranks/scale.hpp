@@ -14,8 +14,8 @@
 ///
 /// The choice matters. Under a constant scale and squared error there is one optimum for all ranks at once: at every b the adapter is the
 /// best rank-b approximation of the change it has to learn. Under α/b the shared leading components cannot suit all ranks: with two
-/// components, uniform sampling and singular values that are close (σ₂ > 0.6 σ₁), rank 1 overshoots its best by 20 % and rank 2 reaches 60 %
-/// of its first singular value; with values further apart the components cease to be aligned.
+/// components, uniform sampling and singular values that are close (σ₂ > 0.6 σ₁), rank 1 overshoots its best by 20 % and rank 2 reaches 60
+/// % of its first singular value; with values further apart the components cease to be aligned.
 namespace dylora {
 
 /// A rule is a plain function, so that users can write their own and writers of adapter files can recognise the known ones.

@@ -238,9 +238,9 @@ class RankSearcher {
 }  // namespace detail
 
 /// Greedy on measured loss: from all components down, each time without the one that costs least loss for what it frees; then, at the
-/// budget, exchanges between adapters as long as they help, beginning at a uniform rank where that is better. `loss()` gives the loss of `trained` as it is at that moment, at the rank it is
-/// to be served at, lower is better. A choice among so many fits the data a little: give it more of them than an evaluation needs, training
-/// data too, and judge it on others.
+/// budget, exchanges between adapters as long as they help, beginning at a uniform rank where that is better. `loss()` gives the loss of
+/// `trained` as it is at that moment, at the rank it is to be served at, lower is better. A choice among so many fits the data a little:
+/// give it more of them than an evaluation needs, training data too, and judge it on others.
 ///
 /// While it runs, `trained` is cut and must not be used by others; when it returns or throws, all parameters are as they were.
 /// Costs a few evaluations of the loss per component, and a copy of the parameters.

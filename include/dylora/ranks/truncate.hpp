@@ -75,9 +75,9 @@ std::vector<AdapterRank> adapter_ranks(const T& trained) {
   return adapters;
 }
 
-/// Cuts each adapter to its first ranks[i] components, in the order of adapter_ranks; 0 leaves nothing of it. The model takes the same ranks
-/// as before: at rank b each adapter computes what it did at the smaller of b and what it was cut to. Gradients and optimisers made before
-/// no longer fit. Throws std::invalid_argument, with nothing cut, unless there is a rank in [0, its rank] for each adapter.
+/// Cuts each adapter to its first ranks[i] components, in the order of adapter_ranks; 0 leaves nothing of it. The model takes the same
+/// ranks as before: at rank b each adapter computes what it did at the smaller of b and what it was cut to. Gradients and optimisers made
+/// before no longer fit. Throws std::invalid_argument, with nothing cut, unless there is a rank in [0, its rank] for each adapter.
 template <class T>
 void truncate_each(T& trained, const std::vector<Index>& ranks) {
   const std::vector<AdapterRank> adapters = adapter_ranks(trained);

@@ -164,9 +164,9 @@ GradientReport check_layer_gradients(L layer, MatrixX<typename L::Scalar> x, Ran
 ///
 ///     CHECK(check_gradients(layer, x, {4, 3}, rng).error < 1e-6);
 ///
-/// The layer must be over double. Gradients are filled with noise first, so a backward that assigns instead of adding is caught; `prototype` is
-/// the cache that each forward starts from (seed a Dropout in it). `extra` goes between x and the rank, as Sequences does for an Attention.
-/// Costs two forwards per entry: for small layers.
+/// The layer must be over double. Gradients are filled with noise first, so a backward that assigns instead of adding is caught;
+/// `prototype` is the cache that each forward starts from (seed a Dropout in it). `extra` goes between x and the rank, as Sequences does
+/// for an Attention. Costs two forwards per entry: for small layers.
 template <Layer L, class... Extra>
   requires std::same_as<typename L::Scalar, double>
 GradientReport check_gradients(const L& layer, const MatrixX<double>& x, RankSlice rank, Rng& rng, const typename L::Cache& prototype = {},

@@ -83,7 +83,8 @@ S shifted_exp(const S* from, Index size, S shift, S* to) {
 
 }  // namespace detail
 
-/// mean over the n counted samples of −log softmax(logits)[target]; gradient = weight · (softmax(logits) − onehot(target)) / n, overwritten.
+/// mean over the n counted samples of −log softmax(logits)[target]; gradient = weight · (softmax(logits) − onehot(target)) / n,
+/// overwritten.
 ///
 /// logits classes × samples, one target in [0, classes) or the ignore index per sample; `gradient` may be `logits` itself.
 /// Throws ShapeError if the shapes differ, std::invalid_argument if a target is neither, or if every sample is ignored.

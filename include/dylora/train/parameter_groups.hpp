@@ -29,8 +29,8 @@ struct ParameterGroup {
   bool operator==(const ParameterGroup&) const = default;
 };
 
-/// The group of each parameter, with its whole name, "h.0.attn.q_proj.lora_B". Asked once for each, when an optimiser is made. None means one
-/// group for all.
+/// The group of each parameter, with its whole name, "h.0.attn.q_proj.lora_B". Asked once for each, when an optimiser is made. None means
+/// one group for all.
 using ParameterGroups = std::function<ParameterGroup(const Parameter& parameter)>;
 
 namespace detail {
@@ -55,8 +55,8 @@ class GroupOfEach {
 
   const ParameterGroup& operator[](std::size_t parameter) const { return groups_[parameter].second; }
 
-  /// For a checkpoint (io/checkpoint/checkpoint.hpp): a run goes on with the groups that it began with. Only what differs from one group for all is
-  /// written.
+  /// For a checkpoint (io/checkpoint/checkpoint.hpp): a run goes on with the groups that it began with. Only what differs from one group
+  /// for all is written.
   template <class Archive>
   void state(Archive& archive) {
     for (const auto& [name, group] : groups_) {

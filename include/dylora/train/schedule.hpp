@@ -20,8 +20,8 @@ struct ScheduleOptions {
   double final_fraction = 0;  ///< what is left of the peak after the last step (linear and cosine)
 };
 
-/// The learning rate of each step: linear warm-up to the peak, then constant, or down to peak · final_fraction along a line or half a cosine
-/// (Loshchilov and Hutter, arXiv 1608.03983).
+/// The learning rate of each step: linear warm-up to the peak, then constant, or down to peak · final_fraction along a line or half a
+/// cosine (Loshchilov and Hutter, arXiv 1608.03983).
 ///
 ///     const Schedule schedule(Decay::cosine, {.peak = 3e-3, .steps = 800, .warmup_steps = 40});
 ///     optimizer.set_learning_rate(schedule(step));

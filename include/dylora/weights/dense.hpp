@@ -14,8 +14,8 @@ namespace dylora {
 
 /// A frozen weight that owns its matrix: y = W x + bias.
 ///
-/// `Storage` is MatrixX<S> or RowMatrix<S>; move in what you have and nothing is copied. It converts from any Eigen matrix, map or expression,
-/// so that a layer can be made from one: Linear<float> layer(W, {.max_rank = 8}, rng).
+/// `Storage` is MatrixX<S> or RowMatrix<S>; move in what you have and nothing is copied. It converts from any Eigen matrix, map or
+/// expression, so that a layer can be made from one: Linear<float> layer(W, {.max_rank = 8}, rng).
 template <std::floating_point S, class Storage = MatrixX<S>>
 struct DenseWeight : MatrixWeight<DenseWeight<S, Storage>, S> {
   using Scalar = S;

@@ -10,9 +10,9 @@
 
 namespace dylora {
 
-/// The verbs of a frozen weight that is a matrix in memory, whoever owns it. A base of the weight, DenseWeight : MatrixWeight<DenseWeight, S>,
-/// which has a name that messages begin with, rows(), cols(), and values(), out × in, and offsets(), out elements or none, which are added
-/// to each output.
+/// The verbs of a frozen weight that is a matrix in memory, whoever owns it. A base of the weight, DenseWeight : MatrixWeight<DenseWeight,
+/// S>, which has a name that messages begin with, rows(), cols(), and values(), out × in, and offsets(), out elements or none, which are
+/// added to each output.
 template <class Derived, std::floating_point S>
 class MatrixWeight {
  public:

@@ -18,8 +18,8 @@ namespace dylora {
 ///     WeightView<float, RowMatrix<float>> view(tensor.data(), out, in, bias.data());   // PyTorch's layout
 ///     Linear<float, LowRank<float>, WeightView<float, RowMatrix<float>>> layer(view, {.max_rank = 8}, rng);
 ///
-/// `Storage` is the order in which the memory holds the out × in matrix: MatrixX<S> (column by column; also a row-major in × out, as GPT-2's
-/// Conv1D keeps it) or RowMatrix<S>. The memory must outlive every copy of the view and must not change under it.
+/// `Storage` is the order in which the memory holds the out × in matrix: MatrixX<S> (column by column; also a row-major in × out, as
+/// GPT-2's Conv1D keeps it) or RowMatrix<S>. The memory must outlive every copy of the view and must not change under it.
 template <std::floating_point S, class Storage = MatrixX<S>>
 class WeightView : public MatrixWeight<WeightView<S, Storage>, S> {
  public:

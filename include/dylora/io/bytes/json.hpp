@@ -97,8 +97,8 @@ class StrictJson : public nlohmann::json_sax<nlohmann::json> {
 }  // namespace detail
 
 /// The value of a JSON text (RFC 8259), read strictly: besides what is not JSON, refuses a byte order mark, zero bytes, a key that occurs
-/// twice in an object, numbers beyond double's range, nesting deeper than 64, and more than `largest` bytes. Throws FormatError beginning with
-/// `name`.
+/// twice in an object, numbers beyond double's range, nesting deeper than 64, and more than `largest` bytes. Throws FormatError beginning
+/// with `name`.
 ///
 /// Needs up to 40 times the memory of the text (for one of nothing but empty objects): for configuration, not for data.
 inline nlohmann::json parse_json(std::string_view text, const std::string& name, std::size_t largest = largest_json) {

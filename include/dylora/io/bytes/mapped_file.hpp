@@ -42,8 +42,8 @@ auto uninterrupted(F call) {
 
 /// The bytes of a file, mapped into memory: pages are read when they are first looked at, and shared with every other process that maps it.
 ///
-/// The file may be renamed, replaced or removed meanwhile; the bytes stay. It must not be cut short in place: looking at bytes that are gone
-/// ends the program (nothing in this library cuts a file short; see AtomicFile). Where there is no mmap, the file is read whole.
+/// The file may be renamed, replaced or removed meanwhile; the bytes stay. It must not be cut short in place: looking at bytes that are
+/// gone ends the program (nothing in this library cuts a file short; see AtomicFile). Where there is no mmap, the file is read whole.
 class MappedFile {
  public:
   /// Throws FileError, naming the path and the system's reason, if it cannot be read or is no regular file.

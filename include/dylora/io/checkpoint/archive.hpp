@@ -66,8 +66,9 @@ class CheckpointArchive {
     }
   }
 
-  /// A part of the state: bool, an integer, double, std::string of less than 1 MiB, Rng, a std::vector of float, double or 64-bit integers, or what has a
-  /// member state(archive). `check` sees the value that is about to be taken, and throws std::invalid_argument if it cannot be.
+  /// A part of the state: bool, an integer, double, std::string of less than 1 MiB, Rng, a std::vector of float, double or 64-bit integers,
+  /// or what has a member state(archive). `check` sees the value that is about to be taken, and throws std::invalid_argument if it cannot
+  /// be.
   template <class T, class Check = detail::AnyValue>
   void operator()(std::string_view name, T& value, const Check& check = {}) {
     if constexpr (requires { value.state(*this); }) {

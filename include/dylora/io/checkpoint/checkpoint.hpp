@@ -103,8 +103,8 @@ class Checkpoints {
   /// left half-written; after, those that load refused and those before the newest `keep` up to this step. Checkpoints of later steps,
   /// which somebody else has put there, stay, and so does what cannot be removed.
   ///
-  /// Throws, with the checkpoints as they were, NonFiniteError if a number of the state is a NaN or an infinity; FileError if the file cannot be
-  /// written, and if there are checkpoints that nobody has loaded, since they would be lost; std::invalid_argument if the step is
+  /// Throws, with the checkpoints as they were, NonFiniteError if a number of the state is a NaN or an infinity; FileError if the file
+  /// cannot be written, and if there are checkpoints that nobody has loaded, since they would be lost; std::invalid_argument if the step is
   /// before the last that was loaded or saved.
   template <class State>
   std::filesystem::path save(Index step, State&& state) {

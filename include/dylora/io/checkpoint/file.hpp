@@ -74,8 +74,8 @@ inline CheckpointContents parse_whole_checkpoint(std::span<const std::byte> byte
 }  // namespace detail
 
 /// The bytes of the checkpoint file of this step; the same for the same state. Takes the memory of the file, and once more that of its
-/// column-major matrices. What `state` names must stay where it is until this returns. Throws NonFiniteError if a number of the state is a NaN
-/// or an infinity, and std::invalid_argument for two parts of one name and for text that is not UTF-8.
+/// column-major matrices. What `state` names must stay where it is until this returns. Throws NonFiniteError if a number of the state is a
+/// NaN or an infinity, and std::invalid_argument for two parts of one name and for text that is not UTF-8.
 template <class State>
 std::string checkpoint_bytes(Index step, State&& state) {
   CheckpointArchive archive;

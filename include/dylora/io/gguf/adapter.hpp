@@ -72,7 +72,8 @@ inline std::vector<AdapterScale> write_gguf_adapter(const std::filesystem::path&
 ///
 /// Throws with no file changed: std::invalid_argument unless there is a rank in [0, its components] for each adapter, for a model that
 /// trains something else besides, for a module that llama.cpp has no tensor for or whose scale is 0, and if nothing is left to write;
-/// NonFiniteError for values that are not finite in F32 and for a scale that is not finite; FileError, as when another process is saving to the path.
+/// NonFiniteError for values that are not finite in F32 and for a scale that is not finite; FileError, as when another process is saving to
+/// the path.
 template <class T>
 std::vector<AdapterScale> save_gguf(const std::filesystem::path& path, const T& model, const std::vector<Index>& ranks,
                                     const GgufOptions& options) {

@@ -118,8 +118,8 @@ namespace detail {
 inline constexpr std::size_t longest_gguf_name = 63;  // and a zero byte, in ggml's tensors
 inline constexpr std::size_t most_gguf_dimensions = 4;
 
-/// The number of elements, if those of the dimensions that are not 0 can be counted, so that nobody's product can overflow: their product is
-/// less than 2⁶³. No extent may be negative.
+/// The number of elements, if those of the dimensions that are not 0 can be counted, so that nobody's product can overflow: their product
+/// is less than 2⁶³. No extent may be negative.
 inline std::optional<std::uint64_t> gguf_element_count(std::span<const Index> shape) {
   std::uint64_t product = 1;
   for (const Index extent : shape) {

@@ -87,8 +87,8 @@ std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T
   return report;
 }
 
-/// The same at one rank for all; those that have fewer components, with all they have. Throws std::invalid_argument, too, for a rank outside
-/// [1, the largest max_rank].
+/// The same at one rank for all; those that have fewer components, with all they have. Throws std::invalid_argument, too, for a rank
+/// outside [1, the largest max_rank].
 template <class T>
 std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T& model, Index rank, const SavePeftOptions& options = {}) {
   const detail::PeftFormat format{"save_peft", options.prefix, options.name};
@@ -102,8 +102,8 @@ std::vector<AdapterScale> save_peft(const std::filesystem::path& folder, const T
 ///
 /// With nothing changed, throws FileError for what cannot be read; FormatError for what is no LoRA, or under use_dora no DoRA,
 /// that fits the model's layers, named, or not of one save; and if `strict`, with both lists, when the model and the file do not have the
-/// same adapters; std::invalid_argument for an adapter that is no PortableAdapter or whose scale rule has no such scale, and for a convolution
-/// with dilation.
+/// same adapters; std::invalid_argument for an adapter that is no PortableAdapter or whose scale rule has no such scale, and for a
+/// convolution with dilation.
 template <class T>
 LoadReport load_peft(const std::filesystem::path& folder, T& model, const LoadPeftOptions& options = {}) {
   PeftFolder file(folder);

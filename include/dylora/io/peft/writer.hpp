@@ -107,8 +107,8 @@ inline void describe_modules(const std::vector<PeftModule>& modules, PeftConfig&
 /// std::invalid_argument for more than a reader takes, and FileError; what was there is as it was.
 ///
 /// Both files are complete on the disk before either takes its name, the config first. Should the process stop between the two, the new
-/// config lies beside the old weights, which have the checksum of theirs: where the configs differ in what matters, the pair is refused, and
-/// where they do not, it is the old adapter. Old weights of another writer have no checksum.
+/// config lies beside the old weights, which have the checksum of theirs: where the configs differ in what matters, the pair is refused,
+/// and where they do not, it is the old adapter. Old weights of another writer have no checksum.
 inline void write_peft(const std::filesystem::path& folder, const PeftConfig& config, const std::vector<PeftModule>& modules,
                        const std::vector<AdapterScale>& report) {
   const std::string config_text = peft_config_text(config);

@@ -51,8 +51,8 @@ inline std::map<std::string, std::string> parse_safetensors_index(std::string_vi
 ///     const TensorView* embedding = model.find("wte.weight");
 class SafetensorsFolder {
  public:
-  /// Throws FileError for a file that cannot be read and FormatError for one that is malformed, for an index that names more than 1000 shards
-  /// or a tensor which its shard does not hold, and for a tensor that is in two shards or in a shard but not in the index.
+  /// Throws FileError for a file that cannot be read and FormatError for one that is malformed, for an index that names more than 1000
+  /// shards or a tensor which its shard does not hold, and for a tensor that is in two shards or in a shard but not in the index.
   explicit SafetensorsFolder(const std::filesystem::path& folder) : name_(folder.string()) {
     const std::filesystem::path single = folder / "model.safetensors", index = folder / "model.safetensors.index.json";
     if (may_exist(single)) {

@@ -24,8 +24,8 @@
 #include "dylora/io/bytes/tensor.hpp"
 #include "dylora/io/safetensors/header.hpp"
 
-/// Hugging Face's safetensors format: 8 bytes say how long the header is; the header, in JSON, says of each tensor its name, type, shape and
-/// place; behind it lie the tensors, without a gap.
+/// Hugging Face's safetensors format: 8 bytes say how long the header is; the header, in JSON, says of each tensor its name, type, shape
+/// and place; behind it lie the tensors, without a gap.
 namespace dylora {
 
 /// What a safetensors file holds, its tensors as views of the given bytes, in the order of their bytes.
@@ -98,8 +98,8 @@ inline void require_exact_cover(const std::vector<SafetensorsEntry>& entries, st
 
 }  // namespace detail
 
-/// Checks all of `bytes` but the values of the elements. Throws FormatError, which begins with `name`, the file they are from, and says what
-/// is probably wrong with it. Takes memory in proportion to the header: at most 7 times its size for tensors, 13 times for metadata.
+/// Checks all of `bytes` but the values of the elements. Throws FormatError, which begins with `name`, the file they are from, and says
+/// what is probably wrong with it. Takes memory in proportion to the header: at most 7 times its size for tensors, 13 times for metadata.
 inline SafetensorsContents parse_safetensors(std::span<const std::byte> bytes, const std::string& name) {
   const std::string_view text = detail::safetensors_header_text(bytes, name);
   const std::span<const std::byte> data = bytes.last(bytes.size() - detail::safetensors_word - text.size());
@@ -198,8 +198,8 @@ inline std::string safetensors_beginning(const std::vector<TensorView>& tensors,
 /// Writes the tensors and metadata (format=pt is added) into `file`, the same bytes for the same contents in any order: tensors by the
 /// alignment of their type, the largest first, then by name. Commits nothing.
 ///
-/// Throws before it writes: std::invalid_argument if there is no tensor, for a name that two have or that is __metadata__, for bytes that do
-/// not fit the type and shape, and for text that is not UTF-8; NonFiniteError if a floating-point tensor holds a NaN or an infinity.
+/// Throws before it writes: std::invalid_argument if there is no tensor, for a name that two have or that is __metadata__, for bytes that
+/// do not fit the type and shape, and for text that is not UTF-8; NonFiniteError if a floating-point tensor holds a NaN or an infinity.
 inline void write_safetensors(AtomicFile& file, std::vector<TensorView> tensors, std::map<std::string, std::string> metadata = {}) {
   if (tensors.empty()) throw std::invalid_argument("safetensors: expected at least one tensor, got none");
   for (const TensorView& tensor : tensors) detail::require_writable(tensor);

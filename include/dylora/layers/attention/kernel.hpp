@@ -12,8 +12,8 @@
 /// (Milakov and Gimelshein, arXiv 1805.02867; Dao et al., arXiv 2205.14135).
 ///
 /// Shapes: Q, O, dQ, dO are head_dim × queries; K, V, dK, dV head_dim × keys, one column per token. Query i stands at position
-/// `offset` + i and sees, if causal, the keys 0 … offset + i. A score tile holds a query per column, padded to `attention_tile` rows, so that
-/// every exponential is computed the same way wherever it falls: a query's result does not depend on the queries beside it.
+/// `offset` + i and sees, if causal, the keys 0 … offset + i. A score tile holds a query per column, padded to `attention_tile` rows, so
+/// that every exponential is computed the same way wherever it falls: a query's result does not depend on the queries beside it.
 namespace dylora::detail {
 
 inline constexpr Index attention_tile = 64;
@@ -42,8 +42,8 @@ void mask_scores(ScoreTile<S>& scores, const AttentionShape& shape, Index query,
   }
 }
 
-/// O = V · softmax(s · Kᵀ Q) for queries [query, query + queries), at most a tile of them; `logsumexp` (one per query) is kept for backward.
-/// 4 · head_dim flops per query and visible key; memory: one score tile on the stack.
+/// O = V · softmax(s · Kᵀ Q) for queries [query, query + queries), at most a tile of them; `logsumexp` (one per query) is kept for
+/// backward. 4 · head_dim flops per query and visible key; memory: one score tile on the stack.
 template <class S>
 void attend(const AttentionShape& shape, S scale, Index query, Index queries, ConstMatrixRef<S> Q, ConstMatrixRef<S> K, ConstMatrixRef<S> V,
             MatrixRef<S> O, S* logsumexp) {

@@ -95,15 +95,15 @@ struct MergedProjection {
 ///     Merged qkv(W_qkv, {.adapters = {{.max_rank = 8}, {.max_rank = 0}, {.max_rank = 8}}}, rng);      // k has none
 ///     MergedAttention<float, Merged> attention(qkv, Linear<float>(W_o, {.max_rank = 8}, rng), {.heads = 12});
 ///
-/// With such a projection y, and the gradients of what is trained, are bit for bit those of an Attention whose q, k and v are the slices; dx
-/// is the same sum in another order. A plain Linear<float> has one adapter for all rows, as PEFT puts it on c_attn.
+/// With such a projection y, and the gradients of what is trained, are bit for bit those of an Attention whose q, k and v are the slices;
+/// dx is the same sum in another order. A plain Linear<float> has one adapter for all rows, as PEFT puts it on c_attn.
 template <std::floating_point S, Projection Merged = Linear<S>, Projection Output = Linear<S>>
 struct MergedAttention : SelfAttention<S, detail::MergedProjection<S, Merged>, Output> {
   using Base = SelfAttention<S, detail::MergedProjection<S, Merged>, Output>;
   using Base::qkv, Base::o, Base::options;
 
-  /// Throws ShapeError if the projections do not fit each other, std::invalid_argument if the heads do not divide the in_features of o, which
-  /// are those of a query.
+  /// Throws ShapeError if the projections do not fit each other, std::invalid_argument if the heads do not divide the in_features of o,
+  /// which are those of a query.
   MergedAttention(Merged qkv_, Output o_, AttentionOptions options_)
       : Base{{std::move(qkv_), o_.in_features()}, {}, std::move(o_), options_} {
     Base::divide(o.in_features());

@@ -43,8 +43,8 @@ void column_dot_products(Index size, Index count, const S* a, Index a_stride, co
   }
 }
 
-/// dst = scale · lhs · rhs for `rows` rows and `used` columns, at most those of a tile: rows of lhs and columns of rhs contiguous, the strides
-/// between them.
+/// dst = scale · lhs · rhs for `rows` rows and `used` columns, at most those of a tile: rows of lhs and columns of rhs contiguous, the
+/// strides between them.
 template <class S, int rows>
 void dot_tile(Index used, Index depth, const S* lhs, Index lhs_stride, const S* rhs, Index rhs_stride, S scale, S* dst, Index stride) {
   constexpr int cols = dot_sums / rows, n = lanes<S>, groups = (rows * cols + n - 1) / n;

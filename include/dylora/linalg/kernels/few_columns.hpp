@@ -8,8 +8,8 @@
 #include "dylora/linalg/kernels/simd.hpp"
 
 /// Products with so few columns that reading the left operand is all the work: a token or a few through a weight, and dB = dy hᵀ at a low
-/// rank. Each element of the left operand is read once, along the memory, and nothing is packed; 2 · rows · columns · depth flops, where 2 and
-/// 3 columns count as 4. The order of a sum is that of gemm.
+/// rank. Each element of the left operand is read once, along the memory, and nothing is packed; 2 · rows · columns · depth flops, where 2
+/// and 3 columns count as 4. The order of a sum is that of gemm.
 namespace dylora::detail {
 
 inline constexpr Index most_few_columns = 4;
@@ -119,8 +119,8 @@ void add_some_rows(const Operand<S>& lhs, Index rows, Index count, const Factors
   }
 }
 
-/// Where rows of lhs are contiguous: along two vectors of rows at a time. With one, and one column, each multiply-add would wait for the one
-/// before it.
+/// Where rows of lhs are contiguous: along two vectors of rows at a time. With one, and one column, each multiply-add would wait for the
+/// one before it.
 template <class S, int columns>
 void multiply_along_rows(Index rows, Index cols, const Product<S>& product, Initial<S> initial, S* dst, Index stride) {
   constexpr Index vectors = 2, height = vectors * lanes<S>;

@@ -89,8 +89,8 @@ void multiply_edge(Index rows, Index cols, Index depth, LeftPanel<S> lhs, Operan
   for (Index j = 0; j < cols; ++j) std::copy_n(tile + j * height, rows, dst + j * stride);
 }
 
-/// How many rows the tile from `row` on takes of those before `end`: as many vectors as a tile has, fewer at the end, and never so many that
-/// a single one is left which could have shared with it. No tile lies across `boundary`.
+/// How many rows the tile from `row` on takes of those before `end`: as many vectors as a tile has, fewer at the end, and never so many
+/// that a single one is left which could have shared with it. No tile lies across `boundary`.
 template <class S>
 Index next_height(Index row, Index boundary, Index end) {
   const Index rows = (row < boundary ? std::min(boundary, end) : end) - row, vectors = (rows + lanes<S> - 1) / lanes<S>;

@@ -44,8 +44,8 @@ struct Initial {
 
 inline Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
 
-/// A thread's memory for panels and sums, kept between calls so that a product allocates nothing once warm. (A machine without even that much memory ends
-/// the program: the first call of a thread may be inside a parallel region, which no exception can leave.)
+/// A thread's memory for panels and sums, kept between calls so that a product allocates nothing once warm. (A machine without even that
+/// much memory ends the program: the first call of a thread may be inside a parallel region, which no exception can leave.)
 template <class S>
 S* scratch_memory(Index size) {
   thread_local VectorX<S> memory;

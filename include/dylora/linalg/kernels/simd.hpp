@@ -60,8 +60,8 @@ Pack<S> broadcast(S value) {
 #endif
 }
 
-/// a ∘ b + c, fused wherever the machine can. Said outright, because a compiler that is left to fuse does so in one kernel and not in another,
-/// and their results would differ in the last bit.
+/// a ∘ b + c, fused wherever the machine can. Said outright, because a compiler that is left to fuse does so in one kernel and not in
+/// another, and their results would differ in the last bit.
 template <class S>
 Pack<S> multiply_add(const Pack<S>& a, const Pack<S>& b, const Pack<S>& c) {
 #if defined(__GNUC__)

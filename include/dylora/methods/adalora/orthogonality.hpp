@@ -49,9 +49,9 @@ Orthogonality<S> orthogonality(const RowMatrix<S>& A, const MatrixX<S>& B) {
   return result;
 }
 
-/// The same for every factor A and B in `trained` but those of embeddings: gradients += weight · ∂/∂θ for the components that were trained; returns weight times
-/// the sum of the penalties. What is penalised is the prefix up to the last of those components, so that a step at rank b makes the first
-/// b of them orthogonal, and a frozen prefix is something to be orthogonal to.
+/// The same for every factor A and B in `trained` but those of embeddings: gradients += weight · ∂/∂θ for the components that were trained;
+/// returns weight times the sum of the penalties. What is penalised is the prefix up to the last of those components, so that a step at
+/// rank b makes the first b of them orthogonal, and a frozen prefix is something to be orthogonal to.
 ///
 ///     train_step(model, optimizer, gradients, [&] {
 ///       …                                                              // forward, loss, backward

@@ -26,8 +26,9 @@ namespace dylora {
 
 /// Δ_b(x) = Σⱼ Δ_bʲ(x): the links of a chain, all cut to the same rank b. The last one is trained, those before it are frozen.
 ///
-/// Chain of LoRA (Xia et al., arXiv 2401.04151) and PeriodicLoRA (arXiv 2402.16141) without folding links into the weight (methods/chain/fold.hpp):
-/// the whole change can still be cut to every rank, which a folded one cannot, for memory and time that grow with the links.
+/// Chain of LoRA (Xia et al., arXiv 2401.04151) and PeriodicLoRA (arXiv 2402.16141) without folding links into the weight
+/// (methods/chain/fold.hpp): the whole change can still be cut to every rank, which a folded one cannot, for memory and time that grow with
+/// the links.
 ///
 ///     Linear<float, Chain<LowRank<float>>> layer(W, {.max_rank = 8, .alpha = 16}, rng);
 ///     …                                                   // train the first link
@@ -39,8 +40,8 @@ namespace dylora {
 /// before use no more components than it has. So no link may be larger than one after it; a stage that is to train fewer components draws
 /// lower ranks, whose link is the same function as a smaller one. A smaller link uses all it has at ranks above.
 ///
-/// Checkpoints and the files of parameters keep all links, into a chain of as many; factors(), and so the files of adapters, have all as one
-/// pair, which set_factors takes as one link.
+/// Checkpoints and the files of parameters keep all links, into a chain of as many; factors(), and so the files of adapters, have all as
+/// one pair, which set_factors takes as one link.
 template <class Inner>
   requires MergeableAdapter<Inner> && PortableAdapter<Inner>
 struct Chain : Checked<Chain<Inner>, typename Inner::Scalar> {
@@ -75,8 +76,8 @@ struct Chain : Checked<Chain<Inner>, typename Inner::Scalar> {
     links.emplace_back(in_features, out_features, options, rng);
   }
 
-  /// From links, of which the last one is trained. Throws std::invalid_argument if there is none or one is larger than the next, ShapeError if
-  /// their features differ.
+  /// From links, of which the last one is trained. Throws std::invalid_argument if there is none or one is larger than the next, ShapeError
+  /// if their features differ.
   Chain(std::vector<Inner> links_, Options options_) : links(std::move(links_)), options(std::move(options_)) {
     if (links.empty()) throw std::invalid_argument("Chain: expected at least one link, got none");
     for (std::size_t j = 0; j < links.size(); ++j) {
@@ -194,8 +195,8 @@ struct Chain : Checked<Chain<Inner>, typename Inner::Scalar> {
     return whole;
   }
 
-  /// Becomes a chain of one link with these factors, whoever wrote them: nothing in a pair says where one link of a chain ends, and so it is
-  /// at its full rank that the link is what factors() was made of, not below. Throws as Inner::set_factors does, with nothing changed.
+  /// Becomes a chain of one link with these factors, whoever wrote them: nothing in a pair says where one link of a chain ends, and so it
+  /// is at its full rank that the link is what factors() was made of, not below. Throws as Inner::set_factors does, with nothing changed.
   void set_factors(LowRankFactors<S> factors) {
     Inner only = links.back();
     only.set_factors(std::move(factors));

@@ -76,7 +76,8 @@ struct Redraw {
  private:
   template <class M>
   static void refuse() {
-    static_assert(std::is_void_v<M>, "fold: an adapter begins afresh by A(in_features, out_features, adapter.options, rng), or is made of such");
+    static_assert(std::is_void_v<M>,
+                  "fold: an adapter begins afresh by A(in_features, out_features, adapter.options, rng), or is made of such");
   }
 };
 
@@ -143,14 +144,14 @@ void require_foldable(const L& layer, const std::string& what, double fraction) 
 ///
 /// Between steps only: in the midst of accumulation it would mix gradients of two parametrisations. The function at rank b stays what it
 /// was, up to rounding, but for `as_published`. At every other rank it jumps, since all ranks share W; so fold at the largest rank, and
-/// know that the change can no longer be cut to a lower one. Where it must, keep the links apart: methods/chain/chain.hpp. Components past b are
-/// not folded, and begin afresh or shrink with the rest. W must have the precision to hold the increments.
+/// know that the change can no longer be cut to a lower one. Where it must, keep the links apart: methods/chain/chain.hpp. Components past
+/// b are not folded, and begin afresh or shrink with the rest. W must have the precision to hold the increments.
 ///
 /// A layer whose adapter has fewer components folds all it has. One that trains and whose weight cannot be added to (FoldableLayer) does
 /// not compile. With nothing changed, throws std::invalid_argument for the rank, for m, for a layer that trains more than its adapter, or
-/// with m < 1 for an adapter that is not the product of what it trains (a Chain); NonFiniteError, naming the layer, for a parameter that is not
-/// finite, or where the new W would not be. Costs 4·b·in·out flops, since every Δ is computed twice: before anything is changed, to see that
-/// all sums are finite, and to be added. An out × in matrix for one layer at a time.
+/// with m < 1 for an adapter that is not the product of what it trains (a Chain); NonFiniteError, naming the layer, for a parameter that is
+/// not finite, or where the new W would not be. Costs 4·b·in·out flops, since every Δ is computed twice: before anything is changed, to see
+/// that all sums are finite, and to be added. An out × in matrix for one layer at a time.
 template <class T>
 void fold(T& model, RankSlice rank, Rng& rng, FoldOptions options = {}) {
   const double m = options.fraction;
@@ -196,8 +197,8 @@ void fold(T& model, RankSlice rank, Rng& rng, FoldOptions options = {}) {
   });
 }
 
-/// The frozen weights of a model that fold can add to, for the checkpoints of a run that folds (io/checkpoint/checkpoint.hpp); without folding they never
-/// change. Those of layers that train more than their adapter are left out, as fold refuses them.
+/// The frozen weights of a model that fold can add to, for the checkpoints of a run that folds (io/checkpoint/checkpoint.hpp); without
+/// folding they never change. Those of layers that train more than their adapter are left out, as fold refuses them.
 ///
 ///     FoldedWeights weights{model};
 ///     archive.parameters("model", model);

@@ -31,8 +31,8 @@ namespace dylora {
 
 /// y = diag(m / n_b) · (W + Δ_b) · x + bias,   Δ_b = s(b) · B[:, :b] · A[:b, :],   n_b = ‖row i of W + Δ_b‖ for each row i
 ///
-/// DoRA (Liu et al., arXiv 2402.09353, eq. 5), at every rank b: the rows of the corrected weight give the direction, the trained magnitude m
-/// the length. m starts as the row norms of W, so that a fresh layer is its base at every rank.
+/// DoRA (Liu et al., arXiv 2402.09353, eq. 5), at every rank b: the rows of the corrected weight give the direction, the trained magnitude
+/// m the length. m starts as the row norms of W, so that a fresh layer is its base at every rank.
 ///
 ///     DoraLinear<float> layer(W, {.adapter = {.max_rank = 8, .alpha = 16}}, rng);
 ///     DoraLinear<float>::Cache cache;
@@ -45,8 +45,8 @@ namespace dylora {
 /// (as in PEFT): y = W x + bias + (m/n − 1) ∘ W x̃ + m/n ∘ Δ_b x̃. Else x̃ is x.
 ///
 /// A row of norm 0 gives its bias alone, and its magnitude does not learn. Weight decay would pull m towards 0 and with it the output:
-/// exclude "lora_magnitude_vector" from it. Const both ways, as Linear. The base must not change under the layer, which keeps its row norms.
-/// Every call computes the norms anew, for 2·b·in·out flops: to serve single samples, merge.
+/// exclude "lora_magnitude_vector" from it. Const both ways, as Linear. The base must not change under the layer, which keeps its row
+/// norms. Every call computes the norms anew, for 2·b·in·out flops: to serve single samples, merge.
 template <std::floating_point S, FactorPairAdapter Inner = LowRank<S>, MergeableWeight W = DenseWeight<S>,
           Magnitude kind = Magnitude::shared>
 class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, Inner, W, kind>, S> {
@@ -106,8 +106,8 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
 
   using KeepsInput<DoraLinear, S>::forward, KeepsInput<DoraLinear, S>::backward;
 
-  /// y as above, for a caller that keeps x, as composite layers do and as forward does. The cache holds what a backward needs, (W + Δ_b) x̃ among
-  /// it; with an Rng in the cache, a forward draws a mask.
+  /// y as above, for a caller that keeps x, as composite layers do and as forward does. The cache holds what a backward needs, (W + Δ_b) x̃
+  /// among it; with an Rng in the cache, a forward draws a mask.
   ///
   /// x in × n; y out × n, overwritten. A rank above max_rank means all components. Throws ShapeError if x or y do not fit. Costs a Linear's
   /// forward, the norms, and a pass over y.
@@ -149,7 +149,8 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
     Product::check_backward(x, dy, cache.product, gradients, workspace);
   }
 
-  /// With u = m/n, P = (W + Δ_b) x̃ (the output less its bias, and so with fewer digits where that is far larger) and g = u ∘ dy, for each run:
+  /// With u = m/n, P = (W + Δ_b) x̃ (the output less its bias, and so with fewer digits where that is far larger) and g = u ∘ dy, for each
+  /// run:
   ///
   ///     dm += (1/n) ∘ Σ_columns dy ∘ P        dx = Wᵀ dy + M ∘ (Wᵀ (g − dy) + (∂Δ/∂x)ᵀ g), without dropout (W + Δ_b)ᵀ g
   ///     dA, dB: those of Δ_b at x̃ and g; if exact, those of the matrix Δ_b at g x̃ᵀ − diag(u ∘ dm/n) (W + Δ_b)

@@ -16,8 +16,8 @@ namespace dylora {
 /// How the trained lengths of a weight's rows depend on the rank.
 ///
 /// shared: they do not. One number for each row, a compromise between the ranks; PEFT's lora_magnitude_vector.
-/// nested: m_b = Σ_{k<b} of the columns of an out × components matrix. Column k is what rank k + 1 adds to the length at the rank below, and
-/// so part of component k, as row k of A is: it takes part at the ranks above k, learns in the slices that train k, and is cut with it.
+/// nested: m_b = Σ_{k<b} of the columns of an out × components matrix. Column k is what rank k + 1 adds to the length at the rank below,
+/// and so part of component k, as row k of A is: it takes part at the ranks above k, learns in the slices that train k, and is cut with it.
 enum class Magnitude { shared, nested };
 
 /// The magnitude of each row as a parameter: what it starts from, what it is at each rank, and how it learns.

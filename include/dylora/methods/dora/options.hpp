@@ -8,8 +8,8 @@
 
 namespace dylora {
 
-/// Whether the gradient of A and B takes the norms of the corrected rows for constants, as the paper (section 4.3) and PEFT do, or goes through
-/// them too. The output, its gradient in x and that of the magnitude are the same.
+/// Whether the gradient of A and B takes the norms of the corrected rows for constants, as the paper (section 4.3) and PEFT do, or goes
+/// through them too. The output, its gradient in x and that of the magnitude are the same.
 enum class NormGradient { detached, exact };
 
 /// An adapter that is a pair of factors and nothing else, made of them and with a gradient for each: Δ_b = s(b) · B[:, :b] · A[:b, :].

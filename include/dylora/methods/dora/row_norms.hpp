@@ -22,8 +22,8 @@ auto square_roots(const M& squares) {
   return squares.unaryExpr([](typename M::Scalar square) { return std::sqrt(square); });
 }
 
-/// product = W · factor. From the matrix itself where the weight has one to read; else from its output, off which the bias is taken again, and
-/// with it the digits that a larger bias has cost.
+/// product = W · factor. From the matrix itself where the weight has one to read; else from its output, off which the bias is taken again,
+/// and with it the digits that a larger bias has cost.
 template <std::floating_point S, class W>
 void set_product_without_bias(MatrixRef<S> product, const W& weight, const VectorX<S>& bias, ConstMatrixRef<S> factor) {
   if constexpr (requires { weight.values(); }) {
@@ -58,8 +58,8 @@ struct FrozenRows {
 ///     n²(b) = ‖w‖² + 2 s(b) · c(b) + s(b)² · q(b),   c = Σ_k B_k ∘ W A_kᵀ,   q = Σ_k B_k ∘ (B_k · A_k A_kᵀ + 2 Σ_{j<k} B_j · A_j A_kᵀ)
 ///
 /// c and q are running sums over the components k < b, so that one pass over them serves all ranks and the norms at b see no later
-/// component. (The norm at one rank from the factors: arXiv 2603.22276.) Where the sum cancels to less than 1/64 of what went into it, it would
-/// hold rounding errors only, and the norm is that of the row itself.
+/// component. (The norm at one rank from the factors: arXiv 2603.22276.) Where the sum cancels to less than 1/64 of what went into it, it
+/// would hold rounding errors only, and the norm is that of the row itself.
 ///
 ///     const FrozenRows<float> rows(weight);
 ///     NestedRowNorms<float> norms;
@@ -69,8 +69,8 @@ struct FrozenRows {
 template <std::floating_point S>
 class NestedRowNorms {
  public:
-  /// At the ranks 1..R of an adapter with factors A and B and a scale; overwrites what there was. Costs 2·R·(out·in + R·(in + out)) flops, and
-  /// 2·in·out more for each row and rank that cancels. Allocates only when a buffer grows or a row cancels.
+  /// At the ranks 1..R of an adapter with factors A and B and a scale; overwrites what there was. Costs 2·R·(out·in + R·(in + out)) flops,
+  /// and 2·in·out more for each row and rank that cancels. Allocates only when a buffer grows or a row cancels.
   template <FrozenWeight W, class Adapter>
   void compute(const W& weight, const FrozenRows<S>& rows, const Adapter& adapter, Index R) {
     const Index out = weight.rows();

@@ -7,12 +7,13 @@
 #include "dylora/linalg/kernels/simd.hpp"
 #include "dylora/linalg/parallel.hpp"
 
-/// y = bias + diag(m / n) P over a batch, where the length m and the norm n of each row depend on the rank of the column, and without a rank
-/// there is nothing to scale. `scales` holds m / n and `norms` n, those at rank b in column b − 1. Threads share the rows, so that the sum along
-/// a row is one thread's and has one order.
+/// y = bias + diag(m / n) P over a batch, where the length m and the norm n of each row depend on the rank of the column, and without a
+/// rank there is nothing to scale. `scales` holds m / n and `norms` n, those at rank b in column b − 1. Threads share the rows, so that the
+/// sum along a row is one thread's and has one order.
 namespace dylora::detail {
 
-/// Calls f(row, column, count) for each vector register of the columns [begin, begin + cols) of so many rows, the columns of a row in order.
+/// Calls f(row, column, count) for each vector register of the columns [begin, begin + cols) of so many rows, the columns of a row in
+/// order.
 template <class S, class F>
 void for_each_pack(Index rows, Index begin, Index cols, const F& f) {
   const double work = 4 * static_cast<double>(rows) * static_cast<double>(cols);  // memory is what takes time, arithmetic is not
@@ -31,8 +32,9 @@ void divide_rows(MatrixRef<S> values, ConstMatrixRef<S> norms) {
   values = (norms.array() == 0).select(S(0), values.array() / norms.array());
 }
 
-/// unscaled = source − bias, y += (scales − 1) ∘ unscaled: where y is source, it becomes bias + scales ∘ unscaled, and a scale of 1 leaves it
-/// as it was. Columns without a rank are left alone. `unscaled` may have no rows, and then is not written; it may be the source, as y may.
+/// unscaled = source − bias, y += (scales − 1) ∘ unscaled: where y is source, it becomes bias + scales ∘ unscaled, and a scale of 1 leaves
+/// it as it was. Columns without a rank are left alone. `unscaled` may have no rows, and then is not written; it may be the source, as y
+/// may.
 template <class S>
 void scale_rows(const BatchRanks& ranks, ConstMatrixRef<S> source, const VectorX<S>& bias, ConstMatrixRef<S> scales, MatrixRef<S> unscaled,
                 MatrixRef<S> y) {
@@ -49,8 +51,8 @@ void scale_rows(const BatchRanks& ranks, ConstMatrixRef<S> source, const VectorX
   });
 }
 
-/// scaled = scales ∘ dy, and what each run of ranks adds to the gradient of its lengths: dm = Σ dy ∘ unscaled / n over its columns, out × runs,
-/// undefined where a run has no rank.
+/// scaled = scales ∘ dy, and what each run of ranks adds to the gradient of its lengths: dm = Σ dy ∘ unscaled / n over its columns, out ×
+/// runs, undefined where a run has no rank.
 template <class S>
 void scale_rows_backward(const BatchRanks& ranks, ConstMatrixRef<S> dy, ConstMatrixRef<S> unscaled, ConstMatrixRef<S> norms,
                          ConstMatrixRef<S> scales, MatrixRef<S> scaled, Buffer<S>& dm) {

@@ -21,15 +21,15 @@ namespace dylora {
 
 /// Δ_b(x) = Σ_i ω_i · s_i(b_i) · B_i · A_i · x   with   ω = softmax(W_g x) + b_g   for each column of x
 ///
-/// LoRA-Flow (Wang et al., arXiv 2402.11455) for one layer by itself: k trained adapters, frozen, and a gate over the layer's own input, which
-/// is all that learns. Where several layers share a gate, as in the paper, they hold GatedAdapters and the gate stands beside them.
+/// LoRA-Flow (Wang et al., arXiv 2402.11455) for one layer by itself: k trained adapters, frozen, and a gate over the layer's own input,
+/// which is all that learns. Where several layers share a gate, as in the paper, they hold GatedAdapters and the gate stands beside them.
 ///
 ///     Flow<float> flow({translation, mathematics}, {.start = only_adapter(1, 2)});     // LowRank<float> each; mathematics alone at the start
 ///     Linear<float, Flow<float>> layer(W, flow);
 ///     AdamW optimizer(layer, {.lr = 1e-3});                                            // trains gate.weight and gate.bias
 ///
-/// At rank b every adapter uses its first b components, or all it has. A parameter of the gate belongs to no component, so it learns at every
-/// rank. The weights depend on x, so there is no delta: to merge this does not compile. See constant_delta.
+/// At rank b every adapter uses its first b components, or all it has. A parameter of the gate belongs to no component, so it learns at
+/// every rank. The weights depend on x, so there is no delta: to merge this does not compile. See constant_delta.
 template <std::floating_point S>
 struct Flow : Checked<Flow<S>, S> {
   using Scalar = S;
@@ -66,7 +66,8 @@ struct Flow : Checked<Flow<S>, S> {
   Index max_rank() const { return adapters.max_rank(); }
 
   /// y += Δ(x). x in × n, keep it until add_backward; y out × n, added to; cache overwritten. Throws ShapeError if x or y do not fit,
-  /// std::invalid_argument if a rank is above max_rank. Costs 2·n·(k·in + b·(in + out)) flops for a b that is the components of all adapters.
+  /// std::invalid_argument if a rank is above max_rank. Costs 2·n·(k·in + b·(in + out)) flops for a b that is the components of all
+  /// adapters.
   void add_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     cache.gate.samples = 0;  // if this call throws, the cache counts as not filled
     check_parts();
@@ -101,7 +102,8 @@ struct Flow : Checked<Flow<S>, S> {
     gate.check_backward(x, gate.adapters(), dy.cols(), cache.gate, gradients.gate);
   }
 
-  /// Δ_b as a matrix while the gate's weight is 0, so that the weights are the same for every x. Throws std::invalid_argument if it is not 0.
+  /// Δ_b as a matrix while the gate's weight is 0, so that the weights are the same for every x. Throws std::invalid_argument if it is not
+  /// 0.
   MatrixX<S> constant_delta(RankSlice rank) const {
     check_parts();
     return adapters.delta_at(gate.constant_weights(), rank);

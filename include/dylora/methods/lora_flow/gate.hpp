@@ -37,8 +37,9 @@ inline std::vector<double> only_adapter(Index adapter, Index adapters) {
 /// Ω = softmax(W_g h) + b_g: for each token (a column of h), the weights of k adapters.
 ///
 /// LoRA-Flow (Wang et al., arXiv 2402.11455), as its released code has it: the bias is added after the softmax, so that a weight may be
-/// negative and they need not sum to 1. One gate serves all adapted projections of a transformer block (methods/lora_flow/gated_adapters.hpp) and is all
-/// that is trained. What h is, is up to the caller: the code takes the residual stream at the block's input, before the layer norm.
+/// negative and they need not sum to 1. One gate serves all adapted projections of a transformer block
+/// (methods/lora_flow/gated_adapters.hpp) and is all that is trained. What h is, is up to the caller: the code takes the residual stream at
+/// the block's input, before the layer norm.
 ///
 ///     FlowGate<float> gate(width, {.adapters = 2, .start = only_adapter(1, 2)});
 ///     FlowGate<float>::Cache cache;
@@ -46,8 +47,8 @@ inline std::vector<double> only_adapter(Index adapter, Index adapters) {
 ///     gate.forward(h, ranks, cache);                             // cache.weights, k × n
 ///     gate.add_backward(h, d_weights, cache, gradients, dh);
 ///
-/// Fresh, W_g = 0 and b_g = start − 1/k: every token has the weights of the start. Columns at RankSlice::none() have no weights (zeros), and
-/// nothing comes back from them. The same vector added to every row of W_g changes nothing.
+/// Fresh, W_g = 0 and b_g = start − 1/k: every token has the weights of the start. Columns at RankSlice::none() have no weights (zeros),
+/// and nothing comes back from them. The same vector added to every row of W_g changes nothing.
 template <std::floating_point S>
 struct FlowGate : LocalWorkspace<FlowGate<S>, S> {
   using Scalar = S;

@@ -20,10 +20,12 @@
 
 namespace dylora {
 
-/// Δ_b(x) = Σ_i ω_i · s_i(b_i) · B_i · A_i · x   with b_i = min(b, components of adapter i) and, for each column of x, weights ω from outside
+/// Δ_b(x) = Σ_i ω_i · s_i(b_i) · B_i · A_i · x   with b_i = min(b, components of adapter i) and, for each column of x, weights ω from
+/// outside
 ///
 /// LoRA-Flow (Wang et al., arXiv 2402.11455): k trained adapters of one projection, all frozen, weighed token by token by the gate
-/// (methods/lora_flow/gate.hpp) that the projections of a block share. Nothing is trained here: there is no parameter and no gradient of a factor.
+/// (methods/lora_flow/gate.hpp) that the projections of a block share. Nothing is trained here: there is no parameter and no gradient of a
+/// factor.
 ///
 ///     Linear<float, GatedAdapters<float>> q(W_q, GatedAdapters<float>({translation_q, mathematics_q})), v(…);
 ///     gate.forward(h, ranks, gate_cache);
@@ -61,7 +63,8 @@ class GatedAdapters : public Factored<GatedAdapters<S>, S> {
     Buffer<S> gated;  // ω s h
   };
 
-  /// The adapters' factors are copied. Throws std::invalid_argument if there is no adapter, ShapeError if they disagree about their features.
+  /// The adapters' factors are copied. Throws std::invalid_argument if there is no adapter, ShapeError if they disagree about their
+  /// features.
   explicit GatedAdapters(const std::vector<LowRank<S>>& adapters) {
     if (adapters.empty()) throw std::invalid_argument("GatedAdapters: expected at least one adapter, got none");
     Index max_rank = 0, total = 0;
@@ -97,8 +100,8 @@ class GatedAdapters : public Factored<GatedAdapters<S>, S> {
   Index count() const { return scales_.rows(); }     ///< k
 
   /// y += Δ(x) under the weights that the cache points to: h and ω s h, into the cache (the rest of which is overwritten). Also throws
-  /// ShapeError if the weights do not fit, std::invalid_argument if there are none. Costs 2·b·n·in flops, and the term 2·b·n·out, for a b that
-  /// is the components of all adapters together.
+  /// ShapeError if the weights do not fit, std::invalid_argument if there are none. Costs 2·b·n·in flops, and the term 2·b·n·out, for a b
+  /// that is the components of all adapters together.
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
     cache.samples = 0;  // if this call throws, the cache counts as not filled
     this->check_forward(x, ranks);

@@ -16,9 +16,9 @@ namespace dylora {
 ///     CounterNoise::Tile<float> tile;
 ///     row.read(c, tile);                                                     // elements c, c + 1, … c + tile_size − 1
 ///
-/// The address of a stream is mixed as SplitMix64 does (Steele, Lea and Flood, 2014), the position by two rounds of multiplication and shift
-/// in 32 bits, with the constants of MurmurHash3's finaliser, so that compilers turn it into vector instructions. An element is an odd
-/// multiple of 2⁻²⁴: exact in float and double alike, and symmetric about 0. Fit for random bases, not for secrets.
+/// The address of a stream is mixed as SplitMix64 does (Steele, Lea and Flood, 2014), the position by two rounds of multiplication and
+/// shift in 32 bits, with the constants of MurmurHash3's finaliser, so that compilers turn it into vector instructions. An element is an
+/// odd multiple of 2⁻²⁴: exact in float and double alike, and symmetric about 0. Fit for random bases, not for secrets.
 class CounterNoise {
  public:
   static constexpr Index tile_size = 256;

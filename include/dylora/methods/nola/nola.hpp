@@ -47,9 +47,9 @@ struct NolaOptions {
 ///     dx = layer.backward(dy, cache, gradients);
 ///
 /// Nola nests ranks: Δ_b has A_b = A[:b, :], B_b = B[:, :b] and s(b). Every coefficient takes part at every rank, so there is nothing to
-/// truncate, and any slice with a rank trains all coefficients, also one that is frozen up to its rank. NolaBases nests bases (ours): it has
-/// the factors whole, of the first b bases with entries U(−1, 1) / √b (language), and s(max_rank); truncation shortens α and β, and frozen
-/// prefixes work.
+/// truncate, and any slice with a rank trains all coefficients, also one that is frozen up to its rank. NolaBases nests bases (ours): it
+/// has the factors whole, of the first b bases with entries U(−1, 1) / √b (language), and s(max_rank); truncation shortens α and β, and
+/// frozen prefixes work.
 ///
 /// Memory is that of one A and one B, and of as much again in a backward, whatever k. Generating a basis costs about as much as multiplying
 /// by it. Zero coefficients without A_0 (vision) are a point where all gradients are zero, forever.
@@ -112,8 +112,8 @@ struct Nola : Factored<Nola<S, nesting>, S> {
   S scale(Index rank) const { return static_cast<S>(exact_scale(rank)); }  ///< s(b), or s(max_rank) where bases are nested
   double exact_scale(Index rank) const { return options.scale(options.alpha, factor_rank(rank), options.max_rank); }
 
-  /// y += s · B · h, where b is the rank of each column: the factors and h = A x, into the cache (overwritten). Makes the factors once, which
-  /// costs r·k·(in + out) random numbers and as many multiply-adds, with nested bases for each run of equal ranks; then as LowRank.
+  /// y += s · B · h, where b is the rank of each column: the factors and h = A x, into the cache (overwritten). Makes the factors once,
+  /// which costs r·k·(in + out) random numbers and as many multiply-adds, with nested bases for each run of equal ranks; then as LowRank.
   void prepare_forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache) const {
     check_parameters();
     this->check_forward(x, ranks);
@@ -225,8 +225,8 @@ struct Nola : Factored<Nola<S, nesting>, S> {
     return first;
   }
 
-  /// Calls f(begin, n, rank, first, r) for each run, whose factors are the r columns from `first` on of those in the cache; returns how many
-  /// columns these are in all.
+  /// Calls f(begin, n, rank, first, r) for each run, whose factors are the r columns from `first` on of those in the cache; returns how
+  /// many columns these are in all.
   template <class F>
   Index for_each_run(const BatchRanks& ranks, Index samples, F&& f) const {
     Index first = 0, columns = 0;

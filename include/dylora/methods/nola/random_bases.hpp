@@ -10,9 +10,9 @@
 
 namespace dylora {
 
-/// Random matrices ℬ_0, ℬ_1, … with entries uniform in (−1, 1), which are never kept: wherever one is needed, a tile of it is generated, used
-/// and forgotten. An entry is a function of the noise, the basis, its row and its column, so that the first columns of a basis are what they
-/// are however many there are.
+/// Random matrices ℬ_0, ℬ_1, … with entries uniform in (−1, 1), which are never kept: wherever one is needed, a tile of it is generated,
+/// used and forgotten. An entry is a function of the noise, the basis, its row and its column, so that the first columns of a basis are
+/// what they are however many there are.
 template <std::floating_point S>
 class RandomBases {
  public:
@@ -39,8 +39,9 @@ class RandomBases {
     });
   }
 
-  /// sums[i] += factor · ⟨ℬ_{first + i}, matrix⟩ for each of `sums`: the derivative of add_combination with respect to its coefficients. A sum
-  /// is that of each tile position in the order of the tiles, then of the positions, on any number of threads. Costs as add_combination.
+  /// sums[i] += factor · ⟨ℬ_{first + i}, matrix⟩ for each of `sums`: the derivative of add_combination with respect to its coefficients. A
+  /// sum is that of each tile position in the order of the tiles, then of the positions, on any number of threads. Costs as
+  /// add_combination.
   void add_contractions(Eigen::Ref<VectorX<S>> sums, Index first, ConstMatrixRef<S> matrix, S factor) const {
     const Index tiles = tile_count(matrix.rows());
     for_each_range(sums.size(), 1, work(matrix, sums.size()), [&](Index begin, Index end) {

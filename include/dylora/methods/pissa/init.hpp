@@ -18,16 +18,16 @@
 #include "dylora/linalg/svd.hpp"
 #include "dylora/methods/pissa/offset_low_rank.hpp"
 
-/// Where an adapter starts. LowRank's own constructor is the default of the field: A Kaiming-uniform, B = 0. Others take more from the frozen
-/// weight W (out × in), whose leading directions they train first:
+/// Where an adapter starts. LowRank's own constructor is the default of the field: A Kaiming-uniform, B = 0. Others take more from the
+/// frozen weight W (out × in), whose leading directions they train first:
 ///
 ///     pissa_init<float>(W, {.max_rank = 8, .alpha = 8})         singular directions, zero at the start at every rank; W stays as it is
 ///     olora_init<float>(W, {.max_rank = 8, .alpha = 8})         the first columns of its QR decomposition, likewise
 ///     pissa_split<float>(W, options)                         as published: a smaller weight, and the adapter that makes it W again
 ///     gaussian_init<float>(in, out, options, rng)               A normal, B = 0
 ///
-/// Include this file only where it is used: the decompositions take long to compile. They are done in double, each sign chosen so that the same
-/// W gives the same factors, bit for bit with any number of threads.
+/// Include this file only where it is used: the decompositions take long to compile. They are done in double, each sign chosen so that the
+/// same W gives the same factors, bit for bit with any number of threads.
 namespace dylora {
 
 /// W = weight + Δ_max_rank, the published form of PiSSA and OLoRA: `weight` is frozen in the place of W. At a lower rank the adapter lacks
@@ -120,8 +120,8 @@ OffsetLowRank<S> from_start(LowRank<S> start) {
 ///
 ///     B = U_r √(Σ_r / s)      A = √(Σ_r / s) V_rᵀ      with s = s(max_rank), so that s · B · A is the best approximation of W of that rank
 ///
-/// and adds what training makes of them (OffsetLowRank), so that at the start Δ_b = 0 at every b and W stays as it is. The best approximation
-/// of every lower rank, too, is a prefix; where the scale depends on the rank, times a factor.
+/// and adds what training makes of them (OffsetLowRank), so that at the start Δ_b = 0 at every b and W stays as it is. The best
+/// approximation of every lower rank, too, is a prefix; where the scale depends on the rank, times a factor.
 ///
 /// Throws std::invalid_argument unless 0 ≤ max_rank ≤ min(in, out) and for an alpha as LowRank does, NonFiniteError if W is not finite.
 /// Costs a singular value decomposition of W, O(in · out · min(in, out)).
@@ -130,8 +130,8 @@ OffsetLowRank<S> pissa_init(ConstMatrixRef<S> W, const LowRankOptions& options) 
   return detail::from_start(detail::pissa_factors<S>(W, options, "pissa_init"));
 }
 
-/// PiSSA as published: the weight W − s · B · A, with what is left of the spectrum of W, and an adapter at A and B that is trained at max_rank.
-/// Throws as pissa_init.
+/// PiSSA as published: the weight W − s · B · A, with what is left of the spectrum of W, and an adapter at A and B that is trained at
+/// max_rank. Throws as pissa_init.
 template <std::floating_point S>
 SplitWeight<S> pissa_split(ConstMatrixRef<S> W, const LowRankOptions& options) {
   return detail::split_of<S>(W, detail::pissa_factors<S>(W, options, "pissa_split"));
@@ -146,8 +146,8 @@ OffsetLowRank<S> olora_init(ConstMatrixRef<S> W, const LowRankOptions& options) 
   return detail::from_start(detail::olora_factors<S>(W, options, "olora_init"));
 }
 
-/// OLoRA as PEFT has it: the weight W − s · B · A, and an adapter at A and B that is trained at max_rank. The scale stays outside of the factors:
-/// only at s = 1 are the first max_rank columns of the weight 0. Throws as pissa_init.
+/// OLoRA as PEFT has it: the weight W − s · B · A, and an adapter at A and B that is trained at max_rank. The scale stays outside of the
+/// factors: only at s = 1 are the first max_rank columns of the weight 0. Throws as pissa_init.
 template <std::floating_point S>
 SplitWeight<S> olora_split(ConstMatrixRef<S> W, const LowRankOptions& options) {
   return detail::split_of<S>(W, detail::olora_factors<S>(W, options, "olora_split"));

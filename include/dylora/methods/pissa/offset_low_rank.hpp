@@ -23,9 +23,9 @@ namespace dylora {
 
 /// Δ_b(x) = s(b) · (B_b A_b − B⁰_b A⁰_b) · x = s(b) · [ (B − B⁰)_b, B⁰_b ] · [ A_b; (A − A⁰)_b ] · x
 ///
-/// A LowRank that starts at factors of your choice, A = A⁰ and B = B⁰, such as those of PiSSA or OLoRA (methods/pissa/init.hpp), and adds what
-/// training makes of them: at the start exactly nothing, at every rank, and the frozen weight stays as it is. The published methods subtract
-/// B⁰A⁰ from the weight instead, which is right at one rank and one scale only.
+/// A LowRank that starts at factors of your choice, A = A⁰ and B = B⁰, such as those of PiSSA or OLoRA (methods/pissa/init.hpp), and adds
+/// what training makes of them: at the start exactly nothing, at every rank, and the frozen weight stays as it is. The published methods
+/// subtract B⁰A⁰ from the weight instead, which is right at one rank and one scale only.
 ///
 ///     Linear<float, OffsetLowRank<float>> layer(W, pissa_init<float>(W, {.max_rank = 8, .alpha = 8}));
 ///     Linear<float, OffsetLowRank<float>>::Cache cache;

@@ -13,8 +13,8 @@ namespace dylora {
 
 /// Δ(x), and what its inputs were like: every backward also adds Σ xⱼ² over its samples to gradients.input_squares, for each feature j.
 ///
-/// What pruning by importance needs to know (methods/prilora/pruning.hpp). The statistics are beside the gradients, so the layer stays const and
-/// whoever traverses a model with its gradients finds them; whoever reads them clears them. Inference gathers nothing.
+/// What pruning by importance needs to know (methods/prilora/pruning.hpp). The statistics are beside the gradients, so the layer stays
+/// const and whoever traverses a model with its gradients finds them; whoever reads them clears them. Inference gathers nothing.
 ///
 ///     Linear<float, Observed<LowRank<float>>> layer(W, {.max_rank = 8}, rng);
 ///     Linear<float, Observed<Dropout<LowRank<float>>>> dropping(W, {.adapter = {.max_rank = 8}}, rng);    // sees x before the mask

@@ -26,8 +26,9 @@ struct ProportionalOptions {
 /// Δ_c(x) with c = ⌈b · r / R⌉: an adapter with r components in a model whose rank b goes to R, so that each rank of the model cuts all its
 /// adapters to the same share of what they have.
 ///
-/// For adapters of different sizes, as PRILoRA's (arXiv 2401.11316; methods/prilora/rank_allocation.hpp) that grow with the depth: at every b the
-/// layers keep that profile. Without it, an adapter of r components takes min(b, r) of them, and so the low ranks of all layers are alike.
+/// For adapters of different sizes, as PRILoRA's (arXiv 2401.11316; methods/prilora/rank_allocation.hpp) that grow with the depth: at every
+/// b the layers keep that profile. Without it, an adapter of r components takes min(b, r) of them, and so the low ranks of all layers are
+/// alike.
 ///
 ///     Linear<float, Proportional<LowRank<float>>> layer(W, {.adapter = {.max_rank = 4}, .max_rank = 12}, rng);
 ///     layer.forward(x, 6);                                // with 2 of its 4 components

@@ -123,8 +123,8 @@ class Pruning {
     ++steps_;
   }
 
-  /// Prunes now. Throws, naming the factor and with nothing pruned, std::invalid_argument where its inputs were never seen and NonFiniteError
-  /// where it or their norms hold a NaN or an infinity.
+  /// Prunes now. Throws, naming the factor and with nothing pruned, std::invalid_argument where its inputs were never seen and
+  /// NonFiniteError where it or their norms hold a NaN or an infinity.
   void prune(T& model) {
     for_each_factor(model, [&](Factor& factor, auto& A) {
       if (factor.observations == 0) {

@@ -90,9 +90,9 @@ void link_workspaces(Gradients& gradients, Workspaces& workspaces, Member& membe
 
 }  // namespace detail
 
-/// Makes a chain of links and their caches, in order, before a forward: link_chain(links, caches). What the caches held counts as not filled.
-/// And a chain of the links' gradients and their workspaces before a backward: link_chain(gradients, workspaces). What an unfinished backward has
-/// left there is dropped.
+/// Makes a chain of links and their caches, in order, before a forward: link_chain(links, caches). What the caches held counts as not
+/// filled. And a chain of the links' gradients and their workspaces before a backward: link_chain(gradients, workspaces). What an
+/// unfinished backward has left there is dropped.
 ///
 /// `member` finds the link, and what belongs to it, in an element of either: where both are in blocks of a model,
 ///

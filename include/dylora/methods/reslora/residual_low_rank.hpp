@@ -137,8 +137,8 @@ struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
     }
   }
 
-  /// As far as the chain's cached forwards pass through this link's x and dy. With h_n what B_n meets, dh_n = s · B_nᵀ · dy_n (twice that for
-  /// the first link of an input chain), and for the trained components:
+  /// As far as the chain's cached forwards pass through this link's x and dy. With h_n what B_n meets, dh_n = s · B_nᵀ · dy_n (twice that
+  /// for the first link of an input chain), and for the trained components:
   ///
   ///     input     dB_n += s · dy_n · h_nᵀ          dA_n += dh_n · (x_n + x_{n−1})ᵀ       dx_n += A_nᵀ · dh_n + A_{n+1}ᵀ · dh_{n+1}
   ///     block     dB_q += s · dy_n · (A_q x_n)ᵀ    dA_q += s · B_qᵀ · dy_n · x_nᵀ        dx_n += Σ_q A_qᵀ · s · B_qᵀ · dy_n

@@ -28,8 +28,8 @@ struct ResidualOptions {
 
 }  // namespace dylora
 
-/// What the links of a residual chain leave for each other (methods/reslora/residual_low_rank.hpp says what for): in their caches on the way
-/// forward, in their workspaces on the way back.
+/// What the links of a residual chain leave for each other (methods/reslora/residual_low_rank.hpp says what for): in their caches on the
+/// way forward, in their workspaces on the way back.
 namespace dylora::detail {
 
 /// The rows i · links + j of a matrix of several links, which are those of link j.

@@ -84,8 +84,8 @@ struct ResidualStack : KeepsInput<ResidualStack<S, shortcut, W>, S> {
     return largest;
   }
 
-  /// y of the last link, for a caller that keeps x, as forward does. x in × n; y out × n, overwritten; the cache is overwritten, and holds no x.
-  /// A rank above max_rank means all components. Throws ShapeError if x or y do not fit.
+  /// y of the last link, for a caller that keeps x, as forward does. x in × n; y out × n, overwritten; the cache is overwritten, and holds
+  /// no x. A rank above max_rank means all components. Throws ShapeError if x or y do not fit.
   void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     cache.x.resize(in_features(), 0);  // the caller has it: one of an earlier forward must not stand in for it
     const std::size_t last = links.size() - 1;
