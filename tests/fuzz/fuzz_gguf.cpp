@@ -11,27 +11,16 @@
 #include "dylora/core/random.hpp"
 #include "dylora/io/gguf/adapter.hpp"
 #include "dylora/io/gguf/gguf.hpp"
-#include "dylora/io/gguf/writer.hpp"
 #include "dylora/layers/linear.hpp"
+#include "io/gguf/written.hpp"
 
 using namespace dylora;
+using test::written;
 
 namespace {
 
 void require(bool held) {
   if (!held) std::abort();
-}
-
-struct Memory {
-  std::string text;
-  void write(std::span<const std::byte> bytes) { text.append(reinterpret_cast<const char*>(bytes.data()), bytes.size()); }
-  void write(std::string_view bytes) { text += bytes; }
-};
-
-std::string written(const GgufContents& contents) {
-  Memory memory;
-  write_gguf(memory, contents);
-  return memory.text;
 }
 
 /// Reads every byte that a tensor claims, and every element of those whose type is a TensorView's.

@@ -20,10 +20,10 @@ namespace dylora::test {
 
 /// A process that runs f(), which returns a std::string, and ends. It has a copy of everything that the test has; what it CHECKs goes
 /// unheard.
-class Child {
+class ChildProcess {
  public:
   template <class F>
-  explicit Child(F&& f) {
+  explicit ChildProcess(F&& f) {
     int ends[2];
     if (pipe(ends) != 0 || (pid_ = fork()) < 0) throw std::runtime_error("cannot start a process");
     if (pid_ == 0) {
@@ -34,9 +34,9 @@ class Child {
     close(ends[1]);
     answer_ = ends[0];
   }
-  Child(const Child&) = delete;
-  Child& operator=(const Child&) = delete;
-  ~Child() {
+  ChildProcess(const ChildProcess&) = delete;
+  ChildProcess& operator=(const ChildProcess&) = delete;
+  ~ChildProcess() {
     kill();
     wait();
   }
@@ -88,7 +88,7 @@ class Child {
 /// Runs f() in a process of its own, to its end: CHECK(in_child([&] { return wrong_throw<FileError>(...); }) == "").
 template <class F>
 std::string in_child(F&& f) {
-  return Child(std::forward<F>(f)).wait();
+  return ChildProcess(std::forward<F>(f)).wait();
 }
 
 /// For a child: what root may do, it may no longer. On Linux it is the user that it was, without capabilities, so that it still reaches

@@ -16,10 +16,10 @@
 /// prefix of any adapter is an adapter.
 ///
 ///     for (const AdapterRank& adapter : adapter_ranks(model)) std::cout << adapter.name << ' ' << adapter.rank << '\n';
-/// Parameters with a rank axis that follow each other under one name up to the last dot make an adapter.
-///
 ///     truncate_each(model, {8, 2, 0, 5});   // the first adapter keeps 8 components, the second 2, the third none, the fourth 5
 ///     model.forward(x, 8);                  // each adapter uses what it has
+///
+/// Parameters with a rank axis that follow each other under one name up to the last dot make an adapter.
 namespace dylora {
 
 struct AdapterRank {

@@ -367,7 +367,7 @@ TEST_CASE("a process killed at any moment leaves one of the two contents, whole"
   Rng rng(1);
   int half_done = 0, torn = 0;
   for (int i = 0; i < 50; ++i) {
-    Child child([&]() -> std::string {
+    ChildProcess child([&]() -> std::string {
       for (;;) {
         save(folder / "file", b);
         save(folder / "file", a);
@@ -388,7 +388,7 @@ TEST_CASE("of many writers at once, each is refused or writes a whole file") {
   constexpr std::size_t size = 100'000;
   const TemporaryFolder folder;
   put(folder / "file", std::string(size, '-'));
-  std::deque<Child> children;
+  std::deque<ChildProcess> children;
   for (const char letter : {'a', 'b', 'c', 'd'}) {
     children.emplace_back([&folder, letter] {
       for (int saved = 0; saved < 20;) {
@@ -408,7 +408,7 @@ TEST_CASE("of many writers at once, each is refused or writes a whole file") {
     torn += got.size() != size || got != std::string(size, got[0]);
   }
   CHECK(torn == 0);
-  for (Child& child : children) CHECK(child.wait() == "saved");
+  for (ChildProcess& child : children) CHECK(child.wait() == "saved");
   CHECK(!fs::exists(folder / "file.part"));
 }
 

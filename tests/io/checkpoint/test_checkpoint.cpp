@@ -258,7 +258,7 @@ TEST_CASE("a run killed fifty times, while saving too, arrives where the one tha
   Index killed_writing = 0;
   for (std::uint64_t kills = 0; kills < 50 || (killed_writing == 0 && kills < 1000); ++kills) {
     const std::string last = oldest_in(folder.path());
-    Child child([&] {
+    ChildProcess child([&] {
       Small run(Update::active_only, 100 + kills);
       Checkpoints checkpoints(folder.path());
       const auto loaded = checkpoints.load(with_ballast(run));
@@ -542,7 +542,7 @@ TEST_CASE("a folder belongs to one at a time, until that ends, however it ends")
     Checkpoints{folder / "other"};
   }
   CHECK(in_child(refused) == "nothing was thrown");
-  Child killed([&] {
+  ChildProcess killed([&] {
     const Checkpoints checkpoints(folder.path());
     put(folder / "ready", "");
     for (;;) pause();

@@ -13,7 +13,7 @@
 
 #include "dylora/io/bytes/atomic_file.hpp"
 #include "dylora/io/gguf/gguf.hpp"
-#include "dylora/io/gguf/writer.hpp"
+#include "io/gguf/written.hpp"
 #include "support/catch.hpp"
 #include "support/temporary_folder.hpp"
 #include "support/throws.hpp"
@@ -71,19 +71,6 @@ Bytes one_tensor(std::string_view name, std::vector<std::uint64_t> ne, std::uint
 
 GgufContents parse(const std::string& text) { return parse_gguf(std::as_bytes(std::span(text)), "a.gguf"); }
 GgufContents parse(const Bytes& bytes) { return parse(bytes.text); }
-
-/// A file in memory.
-struct Memory {
-  std::string text;
-  void write(std::span<const std::byte> bytes) { text.append(reinterpret_cast<const char*>(bytes.data()), bytes.size()); }
-  void write(std::string_view bytes) { text += bytes; }
-};
-
-std::string written(const GgufContents& contents) {
-  Memory memory;
-  write_gguf(memory, contents);
-  return memory.text;
-}
 
 std::span<const std::byte> bytes_of(const auto& values) { return std::as_bytes(std::span(values)); }
 

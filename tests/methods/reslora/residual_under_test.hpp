@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "dylora/layers/layer.hpp"
 #include "dylora/methods/reslora/link.hpp"
 #include "dylora/methods/reslora/residual_low_rank.hpp"
 #include "dylora/methods/reslora/shortcut.hpp"
@@ -48,7 +49,7 @@ std::vector<ResidualLink<S, shortcut>> make_links(Index count, Index reach = -1,
 
 /// x_{n+1} = tanh(h_n): a chain as it lies in a model, where its links read what other layers make of the links' outputs.
 template <class S, Shortcut shortcut>
-struct TanhChain {
+struct TanhChain : BackwardWithoutWorkspace<TanhChain<S, shortcut>, S> {
   using Scalar = S;
   using Link = ResidualLink<S, shortcut>;
 
@@ -86,12 +87,7 @@ struct TanhChain {
   }
   void forward(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const { y = forward(x, ranks, cache); }
 
-  MatrixX<S> backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients) const {
-    Workspace workspace;
-    MatrixX<S> dx(in_features(), dy.cols());
-    backward(dy, cache, gradients, workspace, dx);
-    return dx;
-  }
+  using BackwardWithoutWorkspace<TanhChain, S>::backward;
   void backward(ConstMatrixRef<S> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<S> dx) const {
     gradients.links.resize(links.size());
     workspace.links.resize(links.size());

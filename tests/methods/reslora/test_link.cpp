@@ -147,7 +147,7 @@ TEMPLATE_LIST_TEST_CASE("a residual chain computes its equation at every rank an
 TEMPLATE_LIST_TEST_CASE("a residual chain's backward is the derivative through what lies between its links", "", InDouble) {
   using K = TestType;
   for (const Index reach : {-1, 0, 1, 2}) {
-    typename K::Chain chain{make_links<double, K::kind>(4, reach, 4, 3)};
+    typename K::Chain chain{{}, make_links<double, K::kind>(4, reach, 4, 3)};
     for (auto& link : chain.links) link.base.W *= 0.5;  // tanh at its slope
     for (const RankSlice rank : {RankSlice(1), RankSlice(2), RankSlice(3), RankSlice(3, 2), RankSlice(3, 1)}) {
       Rng rng(4);
@@ -161,7 +161,7 @@ TEMPLATE_LIST_TEST_CASE("a residual chain's backward is the derivative through w
 
 /// Two attention blocks with all their projections linked.
 template <Shortcut shortcut>
-struct TwoAttentions {
+struct TwoAttentions : BackwardWithoutWorkspace<TwoAttentions<shortcut>, double> {
   using Scalar = double;
   using Block = Attention<double, ResidualLink<double, shortcut>>;
   struct Gradients {
@@ -197,12 +197,7 @@ struct TwoAttentions {
     return y;
   }
   void forward(ConstMatrixRef<double> x, const BatchRanks& ranks, Cache& cache, MatrixRef<double> y) const { y = forward(x, ranks, cache); }
-  MatrixX<double> backward(ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients) const {
-    Workspace workspace;
-    MatrixX<double> dx(in_features(), dy.cols());
-    backward(dy, cache, gradients, workspace, dx);
-    return dx;
-  }
+  using BackwardWithoutWorkspace<TwoAttentions, double>::backward;
   void backward(ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<double> dx) const {
     workspace.blocks.resize(blocks.size());
     std::apply([&](auto... member) { (link_chain(gradients.blocks, workspace.blocks, member), ...); }, projections());
@@ -573,12 +568,8 @@ TEMPLATE_LIST_TEST_CASE("a chain without components is its weights and learns no
   for (auto& link : links) truncate(link, 0);
   const Batch<K> batch(3, 4, 1);
   std::vector<typename K::Cache> caches(3);
-  std::vector<typename K::Workspace> workspaces(3);
   auto gradients = zeros(links);
-  link_chain(links, caches);
-  const auto y = batch.forward(links, 5, caches);
-  link_chain(gradients, workspaces);
-  const auto dx = batch.backward(links, caches, gradients, workspaces);
+  const auto [y, dx] = batch.run(links, 5, caches, gradients);
   for (std::size_t n = 0; n < 3; ++n) {
     const auto expected = run(FrozenLinear<float>(links[n].base), batch.x[n], batch.dy[n]);
     CHECK(same_bits(y[n], expected.first));
@@ -589,7 +580,7 @@ TEMPLATE_LIST_TEST_CASE("a chain without components is its weights and learns no
 // Past the threshold for threads.
 TEMPLATE_LIST_TEST_CASE("a chain gives the same bits for any number of threads", "", InFloat) {
   using K = TestType;
-  const typename K::Chain chain{make_links<float, K::kind>(2, -1, 150, 12)};
+  const typename K::Chain chain{{}, make_links<float, K::kind>(2, -1, 150, 12)};
   const MatrixX<float> x = noise<float>(150, 300, 1), dy = noise<float>(150, 300, 2);
   const BatchRanks ranks = BatchRanks::per_sequence(Sequences({100, 150, 50}), {12, {7, 3}, 12});
   const auto results = [&] {

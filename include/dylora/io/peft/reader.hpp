@@ -27,6 +27,7 @@
 #include "dylora/io/peft/config.hpp"
 #include "dylora/io/peft/kinds.hpp"
 #include "dylora/io/peft/pattern.hpp"
+#include "dylora/io/peft/scale.hpp"
 #include "dylora/io/peft/tensors.hpp"
 #include "dylora/io/safetensors/safetensors.hpp"
 
@@ -121,8 +122,7 @@ class PeftFolder {
     PeftAdapter<S> result{{{std::move(rows_of_A), std::move(rows_of_B), 1}, alpha}};
     require_groups_apart(*A, result.factors.A, shape);
     if (shape.dora) result.magnitude = matrix<S>(*magnitude, {shape.out}, "out_features");
-    const auto b = static_cast<double>(rank);
-    result.factors.scale = std::abs(alpha) / (config_.use_rslora ? std::sqrt(b) : b);
+    result.factors.scale = detail::peft_scale(std::abs(alpha), rank, config_.use_rslora);
     const S scale = static_cast<S>(result.factors.scale);
     if (!(scale > 0) || !std::isfinite(scale))
       fail(subject + "expected a scale that its type of numbers holds, got " + std::to_string(result.factors.scale));

@@ -2,11 +2,8 @@
 #define DYLORA_IO_PEFT_WRITER_HPP
 
 #include <algorithm>
-#include <array>
 #include <concepts>
 #include <cstddef>
-#include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -27,9 +24,9 @@
 #include "dylora/io/peft/config.hpp"
 #include "dylora/io/peft/kinds.hpp"
 #include "dylora/io/peft/pattern.hpp"
+#include "dylora/io/peft/scale.hpp"
 #include "dylora/io/peft/tensors.hpp"
 #include "dylora/io/safetensors/safetensors.hpp"
-#include "dylora/ranks/scale.hpp"
 
 namespace dylora::detail {
 
@@ -39,19 +36,6 @@ struct PeftModule {
   bool dora = false;
   std::vector<OwnedTensor> tensors = {};  // none at rank 0
 };
-
-/// The α of the fewest digits for which α / rank is exactly `scale`: what somebody wrote who meant that scale, and the same for all ranks
-/// of one α. Where rounding leaves none, the nearest.
-inline double lora_alpha_giving(double scale, Index rank) {
-  const double product = scale * static_cast<double>(rank);
-  for (int digits = 0; digits < 17; ++digits) {
-    std::array<char, 32> text{};
-    std::snprintf(text.data(), text.size(), "%.*e", digits, product);
-    const double alpha = std::strtod(text.data(), nullptr);
-    if (alpha / static_cast<double>(rank) == scale) return alpha;
-  }
-  return alpha_giving(alpha_over_rank, scale, rank, rank);
-}
 
 /// `baked`: B takes the scale along. Throws NonFiniteError for what is not finite.
 template <std::floating_point S>
