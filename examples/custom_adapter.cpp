@@ -3,7 +3,6 @@
 #include <dylora/testing/gradient_check.hpp>
 #include <iostream>
 using namespace dylora;
-
 /// Δ_b(x) = B_b · diag(g_b) · A_b · x over a frozen random basis A, B: only the gains g are trained, one for each rank component.
 struct RandomBasis : PerRank<RandomBasis, double> {
   MatrixX<double> A, B;  // max_rank × in, out × max_rank
@@ -11,7 +10,9 @@ struct RandomBasis : PerRank<RandomBasis, double> {
   struct Gradients {
     Gradient<VectorX<double>> gain;
   };
-  static void members(const auto& f, auto&... t) { f(Parameter{"gain", RankAxis::rows}, t.gain...); }
+  static void members(const auto& f, auto&... t) {
+    f(Parameter{"gain", RankAxis::rows}, t.gain...), f(Constant{"A"}, &RandomBasis::A), f(Constant{"B"}, &RandomBasis::B);
+  }
   void add_forward_at(Index b, In x, Out y) const { y += B.leftCols(b) * (gain.head(b).asDiagonal() * (A.topRows(b) * x)); }
   void add_backward_at(RankSlice rank, In x, In dy, Gradients& gradients, Out dx) const {
     const MatrixX<double> h = A.topRows(rank.active) * x, dh = B.leftCols(rank.active).transpose() * dy;
@@ -19,7 +20,6 @@ struct RandomBasis : PerRank<RandomBasis, double> {
     dx += A.topRows(rank.active).transpose() * (gain.head(rank.active).asDiagonal() * dh);  // also through what is frozen
   }
 };
-
 int main() {
   Rng rng(7);
   const MatrixX<double> A = random_uniform<double>(6, 12, 1, rng), B = random_uniform<double>(10, 6, 1, rng);

@@ -4,7 +4,7 @@ int main() {
   using namespace dylora;
   Rng rng(1);
   const MatrixX<float> W = random_uniform<float>(64, 128, 0.5, rng), x = random_uniform<float>(128, 512, 0.5, rng),
-                      target = random_uniform<float>(64, 512, 0.5, rng);
+                       target = random_uniform<float>(64, 512, 0.5, rng);
   Linear<float> layer(W, {.max_rank = 8}, rng);
   auto gradients = zeros_like(layer);
   Linear<float>::Cache cache;

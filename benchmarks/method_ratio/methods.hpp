@@ -55,7 +55,8 @@ using Layer = Linear<float, A, Weight>;
 /// Draws all that is trained, also what starts at 0.
 template <class T>
 T drawn(T fresh, Rng& rng) {
-  for_each_parameter([&](const Parameter&, auto& values) { values = random_uniform<float>(values.rows(), values.cols(), 0.5, rng); }, fresh);
+  for_each_parameter([&](const Parameter&, auto& values) { values = random_uniform<float>(values.rows(), values.cols(), 0.5, rng); },
+                     fresh);
   return fresh;
 }
 

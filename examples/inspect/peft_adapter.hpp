@@ -63,7 +63,8 @@ class PeftAdapter {
 
   std::vector<std::string> notes() const {
     std::vector<std::string> notes = reader_.notes();
-    for (const std::string& name : reader_.tensors().others) notes.push_back("tensor " + dylora::in_quotes(name) + " is no factor of a pair");
+    for (const std::string& name : reader_.tensors().others)
+      notes.push_back("tensor " + dylora::in_quotes(name) + " is no factor of a pair");
     return notes;
   }
 

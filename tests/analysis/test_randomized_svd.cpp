@@ -17,7 +17,7 @@ namespace {
 Svd planted(Index rows, Index cols, const VectorX<double>& singular_values, std::uint64_t seed = 1) {
   const Index k = singular_values.size();
   const MatrixX<double> U = detail::orthonormal_columns(noise<double>(rows, k, seed)),
-                       V = detail::orthonormal_columns(noise<double>(cols, k, seed + 1));
+                        V = detail::orthonormal_columns(noise<double>(cols, k, seed + 1));
   return {U, singular_values, V};
 }
 

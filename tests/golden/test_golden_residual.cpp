@@ -1,7 +1,7 @@
-#include "golden/golden.hpp"
-#include "methods/reslora/residual_under_test.hpp"
 #include <dylora/methods/reslora/residual_low_rank.hpp>
 #include <dylora/methods/reslora/shortcut.hpp>
+#include "golden/golden.hpp"
+#include "methods/reslora/residual_under_test.hpp"
 
 using namespace dylora;
 

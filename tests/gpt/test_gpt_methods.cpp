@@ -4,13 +4,13 @@
 #include <tuple>
 #include <vector>
 
+#include <dylora/methods/lora_flow/flow.hpp>
+#include <dylora/testing/gradient_check.hpp>
 #include "gpt/methods_under_test.hpp"
 #include "support/catch.hpp"
 #include "support/make.hpp"
 #include "support/values.hpp"
 #include "text/training.hpp"
-#include <dylora/methods/lora_flow/flow.hpp>
-#include <dylora/testing/gradient_check.hpp>
 
 namespace dylora::test {
 
@@ -28,7 +28,7 @@ std::vector<RankGroup> mixed(RankSlice first, RankSlice second) {
 /// Loss, logits' gradient and gradients of a forward and a backward into cleared gradients.
 template <class Model>
 VectorX<double> step(const Model& model, const text::Batch& of, RankSlice rank, typename Model::Cache& cache,
-                    typename Model::Gradients& gradients, typename Model::Workspace& workspace) {
+                     typename Model::Gradients& gradients, typename Model::Workspace& workspace) {
   set_zero(model, gradients);
   const double loss = text::loss_and_gradients(model, of, rank, 1, cache, gradients, workspace);
   return joined<double>({VectorX<double>::Constant(1, loss), cache.logits.view().reshaped(), values<Model>(gradients)});

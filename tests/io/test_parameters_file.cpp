@@ -74,7 +74,8 @@ auto with_nola(std::uint64_t seed) {
 template <class S>
 auto with_initialized(std::uint64_t seed) {
   return trained(
-      Linear<S, OffsetLowRank<S>>(W<S>(), OffsetLowRank<S>(noise<S>(max_rank, in, seed + 10), noise<S>(out, max_rank, seed + 20), {})), seed);
+      Linear<S, OffsetLowRank<S>>(W<S>(), OffsetLowRank<S>(noise<S>(max_rank, in, seed + 10), noise<S>(out, max_rank, seed + 20), {})),
+      seed);
 }
 
 template <class S>

@@ -117,7 +117,7 @@ MatrixX<typename L::Scalar> forward_over(const L& layer, ConstMatrixRef<typename
 }
 template <class A>
 MatrixX<typename A::Scalar> forward_over(const Ragged<A>& layer, ConstMatrixRef<typename A::Scalar> x, const Sequences& sequences,
-                                        const BatchRanks& ranks, typename A::Cache& cache) {
+                                         const BatchRanks& ranks, typename A::Cache& cache) {
   return static_cast<const A&>(layer).forward(x, sequences, ranks, cache);
 }
 

@@ -118,7 +118,7 @@ TEMPLATE_LIST_TEST_CASE("a weight takes a low-rank term along as if it were adde
         for (const Index rank : {0, 1, 3, 300}) {
           INFO(samples << " samples, rank " << rank);
           const MatrixX<S> x = noise<S>(c.in, samples, 1), dy = noise<S>(c.out, samples, 2), out = noise<S>(c.out, rank, 4),
-                          in = noise<S>(c.in, rank, 5), right = noise<S>(rank, samples, 6);
+                           in = noise<S>(c.in, rank, 5), right = noise<S>(rank, samples, 6);
           const LowRankTerm<S> output_term{out, right, S(0.7)}, input_term{in, right, S(0.7)};
 
           MatrixX<S> y = all_nan<S>(c.out, samples), expected(c.out, samples);
@@ -155,7 +155,7 @@ TEMPLATE_LIST_TEST_CASE("a weight refuses what does not fit", "[laws]", WeightsU
   for_each_weight_case<W>([](const WeightCase<W>& c) {
     const auto tall = [&](Index rows) { return noise<S>(rows + 1, 5, 1); };
     MatrixX<S> y(c.out, 5), tall_y(c.out + 1, 5), wide_y(c.out, 6), dx = noise<S>(c.in, 5, 1), tall_dx = tall(c.in),
-                                                                   wide_dx = noise<S>(c.in, 6, 1);
+                                                                    wide_dx = noise<S>(c.in, 6, 1);
     const std::string out = "expected " + std::to_string(c.out), in = "expected " + std::to_string(c.in);
     CHECK_THROWS_SAYING(ShapeError, c.weight.apply(tall(c.in), y), "rows", in);
     CHECK_THROWS_SAYING(ShapeError, c.weight.apply(c.x, tall_y), "rows of y", out, "got " + std::to_string(c.out + 1));

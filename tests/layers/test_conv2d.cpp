@@ -62,7 +62,7 @@ namespace dylora::test {
 
 /// The convolution of x with W (out × in / groups · kernel), by its definition.
 inline MatrixX<double> convolution(const UnfoldOptions& o, Index groups, const MatrixX<double>& W, const VectorX<double>& bias,
-                                  const MatrixX<double>& x) {
+                                   const MatrixX<double>& x) {
   const Extent out = Unfold(o).output();
   const Index out_channels = W.rows(), from_each = o.channels / groups, to_each = out_channels / groups;
   MatrixX<double> y(out_channels * out.height * out.width, x.cols());
@@ -382,8 +382,8 @@ TEST_CASE("a backward refuses a cache that was filled before the geometry change
   const MatrixX<float> other = noise<float>(conv.in_features(), 1, 1);
   MatrixX<float> dx(conv.in_features(), 1);
   C::Workspace workspace;
-  CHECK_THROWS_SAYING(ShapeError, conv.set_backward(other, MatrixX<float>(conv.out_features(), 1), cache, gradients, workspace, dx), "parts",
-                      "expected", "got");
+  CHECK_THROWS_SAYING(ShapeError, conv.set_backward(other, MatrixX<float>(conv.out_features(), 1), cache, gradients, workspace, dx),
+                      "parts", "expected", "got");
   CHECK(values<C>(gradients).isZero(0));
 }
 

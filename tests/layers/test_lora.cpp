@@ -89,7 +89,8 @@ TEMPLATE_TEST_CASE("oracle of DyLoRA: with B = 0 every rank is the base", "", fl
 TEMPLATE_TEST_CASE("oracle of DyLoRA: at the largest rank it is LoRA of the same alpha", "", float, double) {
   using S = TestType;
   const Linear<S> layer = trained_layer<S>();
-  const MatrixX<double> x = in_double(noise<S>(in, samples, 3)), B = in_double(layer.adapter.B), A = layer.adapter.A.template cast<double>();
+  const MatrixX<double> x = in_double(noise<S>(in, samples, 3)), B = in_double(layer.adapter.B),
+                        A = layer.adapter.A.template cast<double>();
   MatrixX<double> lora = in_double(layer.base.W) * x + law_alpha / rank * B * (A * x);
   lora.colwise() += VectorX<double>(layer.base.bias.template cast<double>());
   CHECK(gap(in_double(layer.forward(noise<S>(in, samples, 3), rank)), lora) < rounding<S>);

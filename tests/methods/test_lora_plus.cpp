@@ -84,8 +84,7 @@ TEST_CASE("the factors of layers are told apart by what their parameters are") {
   const ParameterGroups groups = lora_plus(16, 0.5);
   const auto ratios = [&](const auto& layer) {
     std::vector<double> result;
-    for_each_parameter(
-        [&](Parameter parameter, const auto&) { result.push_back(groups(parameter).lr_ratio); }, layer);
+    for_each_parameter([&](Parameter parameter, const auto&) { result.push_back(groups(parameter).lr_ratio); }, layer);
     return result;
   };
   Rng rng(1);

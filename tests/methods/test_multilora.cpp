@@ -157,8 +157,8 @@ TEMPLATE_TEST_CASE("oracle of MultiLoRA: the order of the modules does not matte
         for (Index i = 0; i < modules; ++i) {  // and each module's gradients go with it, bit for bit
           const Index from = order[static_cast<std::size_t>(i)];
           CHECK(same_bits(MatrixX<S>(after.gradients.A.middleCols(i * in, in)), MatrixX<S>(before.gradients.A.middleCols(from * in, in))));
-          CHECK(
-              same_bits(MatrixX<S>(after.gradients.B.middleRows(i * out, out)), MatrixX<S>(before.gradients.B.middleRows(from * out, out))));
+          CHECK(same_bits(MatrixX<S>(after.gradients.B.middleRows(i * out, out)),
+                          MatrixX<S>(before.gradients.B.middleRows(from * out, out))));
           CHECK(same_bits(MatrixX<S>(after.gradients.gain.col(i)), MatrixX<S>(before.gradients.gain.col(from))));
         }
       }

@@ -95,9 +95,7 @@ namespace {
 struct Gains {
   using Scalar = double;
   VectorX<double> gain = VectorX<double>::Ones(3);
-  static void members(const auto& f, auto&... t) {
-    f(Parameter{"odd.gain", RankAxis::rows}, t.gain...);
-  }
+  static void members(const auto& f, auto&... t) { f(Parameter{"odd.gain", RankAxis::rows}, t.gain...); }
 };
 
 }  // namespace

@@ -481,7 +481,8 @@ TEST_CASE("every part has a sequence, taken from those that have the most above 
   CHECK(counts(divide_sequences(shares({0.97, 0.01, 0.01, 0.01}), 4)) == std::vector<Index>{1, 1, 1, 1});
   CHECK(counts(divide_sequences(shares({0.97, 0.01, 0.01, 0.01}), 10)) == std::vector<Index>{7, 1, 1, 1});
   CHECK(counts(divide_sequences(shares({0.01, 0.495, 0.495}), 5)) == std::vector<Index>{1, 2, 2});
-  CHECK(counts(divide_sequences(shares({0.01, 0.01, 0.4, 0.58}), 6)) == std::vector<Index>{1, 1, 1, 3});  // 0.06, 0.06, 2.4, 3.48: one too many
+  CHECK(counts(divide_sequences(shares({0.01, 0.01, 0.4, 0.58}), 6)) ==
+        std::vector<Index>{1, 1, 1, 3});  // 0.06, 0.06, 2.4, 3.48: one too many
 }
 
 TEST_CASE("parts of the same rank and the same frozen prefix become one group with their shares and weights together") {
@@ -500,11 +501,13 @@ TEST_CASE("shares count in proportion, whatever they sum to") {
 
 TEST_CASE("a division refuses more parts than sequences and shares that are none") {
   Rng rng(1);
-  CHECK_THROWS_SAYING(std::invalid_argument, divide_sequences(EveryRank(1, 4)(0, rng), 3), "divide_sequences: parts of a step", "[1, 3]", "got 4");
+  CHECK_THROWS_SAYING(std::invalid_argument, divide_sequences(EveryRank(1, 4)(0, rng), 3), "divide_sequences: parts of a step", "[1, 3]",
+                      "got 4");
   CHECK_THROWS_SAYING(std::invalid_argument, divide_sequences({}, 3), "divide_sequences: parts of a step", "[1, 3]", "got 0");
   CHECK_THROWS_SAYING(std::invalid_argument, divide_sequences(shares({1}), 0), "divide_sequences: parts of a step", "[1, 0]", "got 1");
   for (const double share : {0.0, -0.5, 1.5, nan<double>, std::numeric_limits<double>::infinity()}) {
-    CHECK_THROWS_SAYING(std::invalid_argument, divide_sequences(StepRanks{{4, 0.5, 1}, {2, share, 1}}, 3), "divide_sequences: share", "(0, 1]", "got");
+    CHECK_THROWS_SAYING(std::invalid_argument, divide_sequences(StepRanks{{4, 0.5, 1}, {2, share, 1}}, 3), "divide_sequences: share",
+                        "(0, 1]", "got");
   }
   CHECK(counts(divide_sequences(EveryRank(1, 4)(0, rng), 4)) == std::vector<Index>{1, 1, 1, 1});
 }
@@ -514,7 +517,8 @@ TEST_CASE("the groups of a batch are its ranks, sequence by sequence") {
   const auto groups = divide_sequences(StepRanks{{1, 0.4, 1}, {{5, 4}, 0.4, 1}, {RankSlice::none(), 0.2, 1}}, 5);
   CHECK(batch_ranks(groups, sequences) == BatchRanks::per_sequence(sequences, {{5, 4}, {5, 4}, 1, 1, RankSlice::none()}));
   CHECK(batch_ranks(groups, sequences).columns() == 11);
-  const auto fewer = divide_sequences(StepRanks{{1, 0.5, 1}, {5, 0.5, 1}}, 4), more = divide_sequences(StepRanks{{1, 0.5, 1}, {5, 0.5, 1}}, 6);
+  const auto fewer = divide_sequences(StepRanks{{1, 0.5, 1}, {5, 0.5, 1}}, 4),
+             more = divide_sequences(StepRanks{{1, 0.5, 1}, {5, 0.5, 1}}, 6);
   CHECK_THROWS_SAYING(ShapeError, batch_ranks(fewer, sequences), "BatchRanks: number of ranks", "expected 5", "got 4");
   CHECK_THROWS_SAYING(ShapeError, batch_ranks(more, sequences), "BatchRanks: number of ranks", "expected 5", "got 6");
   CHECK_THROWS_SAYING(ShapeError, batch_ranks({}, sequences), "BatchRanks: ranks");

@@ -35,9 +35,7 @@ struct Several {
 
   std::vector<L> parts;
 
-  static void members(const auto& f, auto&... t) {
-    f(Child<L>{"part"}, t.parts...);
-  }
+  static void members(const auto& f, auto&... t) { f(Child<L>{"part"}, t.parts...); }
 };
 
 /// Square layers of these widths, so that a component has 2 · width parameters.

@@ -100,7 +100,8 @@ TEST_CASE("the decay of AdamW is decoupled from its gradients") {
   const Toy<double> before;
   decaying.step(with, toy_gradients(with, 5, 1));
   plain.step(without, toy_gradients(without, 5, 1));
-  const VectorX<double> difference = values<Toy<double>>(without) - values<Toy<double>>(with), expected = 0.02 * values<Toy<double>>(before);
+  const VectorX<double> difference = values<Toy<double>>(without) - values<Toy<double>>(with),
+                        expected = 0.02 * values<Toy<double>>(before);
   CHECK(gap(difference, expected) < 1e-13);
 }
 

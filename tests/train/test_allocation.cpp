@@ -127,7 +127,8 @@ void check_gradients_are_parameters(const T& trained) {
     return heap_of([&] {
              const auto copy = gradients;
              seen = &copy;
-           }).bytes;
+           })
+        .bytes;
   };
   const std::size_t before = owned();
   auto cache = fresh_cache<T>();
@@ -230,7 +231,8 @@ TEST_CASE("a steady training loop of an attention allocates nothing as large as 
       const Sequences& batch = i == 1 ? shorter : sequences;
       const Index n = batch.tokens();
       const BatchRanks ranks =  // the third has a rank for each sequence
-          i == 2 ? batch_ranks(divide_sequences(FreshRanks(UniformRank{1, 8}, batch.count())(0, rng), batch.count()), batch) : BatchRanks(rank);
+          i == 2 ? batch_ranks(divide_sequences(FreshRanks(UniformRank{1, 8}, batch.count())(0, rng), batch.count()), batch)
+                 : BatchRanks(rank);
       attention.forward(x.leftCols(n), batch, ranks, cache, y.leftCols(n));
       const std::span<const Index> wanted(targets.data(), static_cast<std::size_t>(n));
       const double loss = cross_entropy<float>(y.leftCols(n), wanted, y.leftCols(n), {.weight = weight});

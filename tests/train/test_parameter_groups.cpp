@@ -51,9 +51,10 @@ TEMPLATE_TEST_CASE("a group's parameters move as under an optimiser with its lea
 
 TEST_CASE("a group may be any function of a parameter and a ratio of 0 freezes") {
   const Named<double> before;
-  const Named<double> after = stepped<AdamW, double>(AdamWOptions{.weight_decay = 0.1, .groups = [](const Parameter& parameter) {
-                                                                    return ParameterGroup{.lr_ratio = parameter.name.starts_with("h.0.") ? 0.0 : 1.0};
-                                                                  }});
+  const Named<double> after =
+      stepped<AdamW, double>(AdamWOptions{.weight_decay = 0.1, .groups = [](const Parameter& parameter) {
+                                            return ParameterGroup{.lr_ratio = parameter.name.starts_with("h.0.") ? 0.0 : 1.0};
+                                          }});
   CHECK(same_bits(after.A, before.A));
   CHECK(same_bits(after.magnitude, before.magnitude));
   CHECK_FALSE(same_bits(after.embedding_A, before.embedding_A));

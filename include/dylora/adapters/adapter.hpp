@@ -18,7 +18,7 @@
 namespace dylora {
 
 /// A trainable correction Δ of a frozen weight. Both verbs add into their outputs. What a call keeps is the caller's: the Cache, what a
-/// forward leaves for its backward; the Gradients, nothing but what is shaped as a parameter; the Workspace, the scratch memory of a
+/// forward leaves for its backward; the Gradients, what the backward calls of a step add up; the Workspace, the scratch memory of a
 /// backward, whose contents matter to no other call. One workspace serves any number of calls, one at a time, and allocates only when it
 /// grows.
 ///

@@ -12,12 +12,16 @@
 
 namespace dylora {
 
-/// What every adapter refuses that computes at a rank, once. A base of the mix-ins that write an adapter's verbs for it (factored.hpp,
-/// per_rank.hpp), which ask before anything is touched. The adapter has
+/// What every adapter refuses that computes at a rank, once. A base of adapters that are made of others, and of the mix-ins that write an
+/// adapter's verbs for it (factored.hpp, per_rank.hpp). All ask before anything is touched. The adapter has
 ///
 ///     static constexpr std::string_view name      what messages begin with
+///     in_features, out_features, max_rank         as every Adapter
+///
+/// and where check_call or check_backward serves it,
+///
 ///     Cache with ranks and samples                those of the forward, ranks no higher than components()
-///     in_features, out_features, max_rank         as every Adapter; and components(), unless it has a check_backward of its own
+///     components()                                unless it has a check_backward of its own
 ///
 /// An adapter that has more to refuse than check_call does has a check_backward of its own, which hides this one and calls check_call.
 template <class Derived, std::floating_point S>

@@ -17,8 +17,8 @@ namespace dylora {
 ///
 ///     struct Observed : Decorator<Observed<Inner>, Inner>
 ///
-/// The verbs take the inner adapter's Cache and Workspace. A decorator with a Cache of its own has to have all verbs, and is no
-/// FactoredAdapter unless it has the parts too. Its Gradients hold the inner adapter's as `inner`.
+/// The verbs take the inner adapter's Cache and Workspace. A decorator with a Cache or a Workspace of its own has to have all verbs, and is
+/// no FactoredAdapter unless it has the parts too. Its Gradients hold the inner adapter's as `inner`.
 template <class Derived, class Inner>
   requires Adapter<Inner>
 struct Decorator : LocalWorkspace<Derived, typename Inner::Scalar> {

@@ -41,7 +41,8 @@ void add_backward_terms(const A& adapter, const typename A::Cache& cache, const 
 ///     Workspace                                   what lies between prepare_backward and backward_term
 ///     prepare_forward(x, ranks, cache)            calls check_forward, fills the cache (overwritten)
 ///     forward_term(cache, run)                    the term, out × run.count, that y is to have added for a run of the cached ranks; it may
-///                                                 refer to the adapter and the cache
+///                                                 refer to the adapter and the cache, and is returned as it is made, never
+///                                                 copied (LowRankTerm says why)
 ///     prepare_backward(x, dy, cache, gradients, workspace)
 ///                                                 calls check_backward, adds to the gradients, leaves in the workspace what the terms need
 ///     backward_term(cache, workspace, run)        the same for dx, after prepare_backward with this cache and this workspace

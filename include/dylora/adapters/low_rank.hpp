@@ -64,7 +64,7 @@ struct LowRank : Factored<LowRank<S>, S> {
   };
 
   RowMatrix<S> A;  // components × in
-  MatrixX<S> B;     // out × components
+  MatrixX<S> B;    // out × components
   Options options;
 
   /// Fresh: A Kaiming-uniform with a = √5, which is U(−1/√in, 1/√in); B = 0.

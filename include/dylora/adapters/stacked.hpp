@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "dylora/adapters/adapter.hpp"
-#include "dylora/adapters/factors.hpp"
 #include "dylora/adapters/checked.hpp"
+#include "dylora/adapters/factors.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/parameters.hpp"
@@ -187,15 +187,14 @@ struct Stacked : Checked<Stacked<Inner>, typename Inner::Scalar> {
     for_each_slice([&](std::size_t i, Index begin, Index rows) {
       const Index rank = ranks.empty() ? factors.A.rows() : ranks[i];
       changed.slices[i].set_factors({factors.A.middleRows(first, rank),
-                                     rank == 0 ? MatrixX<S>(rows, 0) : MatrixX<S>(factors.B.block(begin, first, rows, rank)), factors.scale});
+                                     rank == 0 ? MatrixX<S>(rows, 0) : MatrixX<S>(factors.B.block(begin, first, rows, rank)),
+                                     factors.scale});
       if (!ranks.empty()) first += rank;
     });
     *this = std::move(changed);
   }
 
-  static void members(const auto& f, auto&... t) {
-    f(Child<Inner>{}, t.slices...);
-  }
+  static void members(const auto& f, auto&... t) { f(Child<Inner>{}, t.slices...); }
 
  private:
   static std::vector<Inner> fresh(Index in_features, Index out_features, const Options& options, Rng& rng) {

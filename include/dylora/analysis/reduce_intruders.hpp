@@ -26,7 +26,7 @@ namespace dylora {
 /// larger rank. Throws as BaseSpectrum::intruders, and std::invalid_argument unless 0 ≤ factor ≤ 1.
 template <class M>
 MatrixX<double> reduce_intruders(const BaseSpectrum& base, const Eigen::MatrixBase<M>& W, double factor = 0.75,
-                                const IntruderOptions& options = {}) {
+                                 const IntruderOptions& options = {}) {
   require_option(factor >= 0 && factor <= 1, factor, "reduce_intruders: factor", "a number in [0, 1]");
   detail::require_options(options);
   require_equal(W.rows(), base.rows(), "reduce_intruders: rows of W");

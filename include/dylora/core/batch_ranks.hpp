@@ -81,7 +81,8 @@ class BatchRanks {
 
   /// The runs of a batch of `columns`, which must be columns() where that is not 0: for (const RankRun& run : ranks.runs(n)). They are
   /// those of these ranks, which must outlive them.
-  Runs runs(Index columns) const;
+  Runs runs(Index columns) const&;
+  Runs runs(Index columns) const&& = delete;
 
   /// Calls f(begin, count, rank) for each of them.
   template <class F>
@@ -115,7 +116,7 @@ class BatchRanks::Runs {
   RankRun all_;  // where one rank is for all columns
 };
 
-inline BatchRanks::Runs BatchRanks::runs(Index columns) const { return {runs_, {0, columns, everywhere_}}; }
+inline BatchRanks::Runs BatchRanks::runs(Index columns) const& { return {runs_, {0, columns, everywhere_}}; }
 
 template <class F>
 void BatchRanks::for_each_run(Index columns, F&& f) const {

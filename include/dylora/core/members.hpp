@@ -22,6 +22,7 @@
 ///       f(Constant{"initial_A"}, &T::initial_A);                           // frozen, and kept in files
 ///       f(Setting{"seed"}, &T::seed);                                      // a file of another one is refused
 ///       f(Setting{"nesting"}, [](const T& self) { return name_of(self.nesting); });
+///       scale_settings<T>(f);                                              // max_rank and the scales of an adapter: ranks/scale.hpp
 ///     }
 ///
 /// `t` is what is walked in step, the members of one name at a time: the trained thing, and whatever has the shape of its gradients:
@@ -45,8 +46,8 @@ struct Parameter {
   bool embedding = false;  ///< whether it belongs to the adapter of a table whose columns are looked up
 };
 
-/// A tensor that is not trained, and without which the parameters are another function; or something with members, or a list of such, whose
-/// parameters all are.
+/// A tensor that is not trained, and without which the parameters are another function. Or something that has members, or a list of such
+/// things: all of its parameters are constants then.
 struct Constant {
   std::string_view name;  ///< as a Parameter's
 };
@@ -77,7 +78,8 @@ concept ListOfChildren = requires(T& list) {
 template <class List>
 void match_size(List& list, std::size_t size, std::string_view name) {
   if constexpr (requires { list.resize(size); } && std::default_initializable<typename List::value_type>) list.resize(size);
-  require_equal(static_cast<Index>(list.size()), static_cast<Index>(size), std::string(name) + ": number of elements");
+  if (!name.empty() && name.back() == '.') name.remove_suffix(1);
+  require_equal(static_cast<Index>(list.size()), static_cast<Index>(size), std::string(name.empty() ? "list" : name) + ": number of elements");
 }
 
 /// Hands the parameters of what is constant to a visitor as constants.
@@ -107,6 +109,7 @@ class Walk {
 
   void operator()(Parameter parameter, auto& value, auto&... beside) const {
     if constexpr (requires { visitor_.parameter(parameter, value, beside...); }) {
+      if (path_.empty()) return visitor_.parameter(parameter, value, beside...);
       const std::string name = joined(parameter.name);
       parameter.name = name;
       visitor_.parameter(parameter, value, beside...);

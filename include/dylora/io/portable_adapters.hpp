@@ -75,7 +75,7 @@ void for_each_portable_adapter(T& model, F&& f) {
 
 /// Calls f(name_of(name), adapter) for each PortableAdapter of a linear layer, and passes over what has nothing to train. Throws
 /// std::invalid_argument, beginning with `what` and naming the module, for an adapter of another kind and for one of another layer than a
-/// linear one, DoRA's included: no file that has room for adapters alone has a place for it.
+/// linear one, one with a magnitude included: no file that has room for adapters alone has a place for it.
 template <class T, class NameOf, class F>
 void for_each_portable_adapter(T& model, std::string_view what, NameOf&& name_of, F&& f) {
   for_each_module(model, [&]<class M>(std::string_view name, M& module) {
@@ -87,7 +87,7 @@ void for_each_portable_adapter(T& model, std::string_view what, NameOf&& name_of
     if constexpr (ConvolutionModule<M>) {
       refuse(module, "that of a convolution");
     } else if constexpr (MagnitudeLayer<M>) {
-      refuse(module.adapter, "DoRA's, with a magnitude");
+      refuse(module.adapter, "one with a magnitude");
     } else if constexpr (EmbeddingLayer<M>) {
       refuse(module.adapter, "that of an embedding");
     } else if constexpr (PortableAdapter<std::remove_cvref_t<decltype(module.adapter)>>) {

@@ -16,9 +16,9 @@
 #include "dylora/core/random.hpp"
 #include "dylora/core/rank_slice.hpp"
 #include "dylora/core/types.hpp"
+#include "dylora/layers/layer.hpp"
 #include "dylora/linalg/buffer.hpp"
 #include "dylora/linalg/product.hpp"
-#include "dylora/layers/layer.hpp"
 #include "dylora/weights/dense.hpp"
 #include "dylora/weights/weight.hpp"
 
@@ -152,9 +152,7 @@ struct Linear : KeepsInput<Linear<S, A, W>, S> {
     return {std::move(delta), base.dense_bias()};
   }
 
-  static void members(const auto& f, auto&... t) {
-    f(Child<A>{}, t.adapter...);
-  }
+  static void members(const auto& f, auto&... t) { f(Child<A>{}, t.adapter...); }
 
  private:
   /// The frozen weight meets the whole batch at once, with the adapter's term along where one rank is for all of it.

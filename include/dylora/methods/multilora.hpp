@@ -71,7 +71,7 @@ struct MultiLora : Factored<MultiLora<S>, S> {
     Buffer<S> scaled_B;  // C∘B: column j of component i times c_j, out × highest rank · modules
   };
 
-  RowMatrix<S> A;  // components × modules · in
+  RowMatrix<S> A;   // components × modules · in
   MatrixX<S> B;     // modules · out × components
   MatrixX<S> gain;  // out × modules, or 1 × modules; column j is c_j. No columns where max_rank is 0
   Options options;
@@ -177,8 +177,7 @@ struct MultiLora : Factored<MultiLora<S>, S> {
     check_parameters();
     require_in_range(rank, 0, max_rank(), "MultiLora::factors: rank");
     const Index b = std::min(rank, components());
-    LowRankFactors<S> product{A_of(b), MatrixX<S>(out_features(), columns(b)),
-                              b > 0 ? exact_scale(b) : 1};
+    LowRankFactors<S> product{A_of(b), MatrixX<S>(out_features(), columns(b)), b > 0 ? exact_scale(b) : 1};
     multiply_by_gain(B_of(b), product.B);
     return product;
   }

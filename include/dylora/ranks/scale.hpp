@@ -49,7 +49,7 @@ inline double alpha_giving(ScaleRule rule, double scale, Index rank, Index max_r
 }
 
 /// The settings (core/members.hpp) of an adapter of type A, in its members: max_rank, and the scale at the first and the last rank, unless
-/// max_rank is 0. Rules that agree there are the same one, as far as those of this file go. `adapter` is where in what is walked A is.
+/// max_rank is 0. Rules that agree there are the same one, as far as those of this file go. `adapter` finds A in what is walked.
 template <class A, class Get = std::identity>
 void scale_settings(const auto& f, Get adapter = {}) {
   const auto scale_at = [adapter](auto rank) {

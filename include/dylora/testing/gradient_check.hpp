@@ -182,11 +182,12 @@ GradientReport check_gradients(const A& adapter, const MatrixX<double>& x, RankS
   return detail::check_layer_gradients(detail::AdapterLayer<A>{adapter}, x, rank, rng, {{}, prototype}, true);
 }
 
-/// The same at every rank b from 1 to max_rank, nested and frozen ({b, b − 1}): the report of the rank with the largest gap, whose `where`
+/// The same at every rank b from 1 to max_rank, nested and frozen ({b, b − 1}), or without a rank where max_rank is 0: the report of the rank with the largest gap, whose `where`
 /// begins with it, "rank 3, trainable from 2: gain(2, 0): …". Its entries are those of all ranks together.
 template <class T>
   requires(Layer<T> || Adapter<T>) && std::same_as<typename T::Scalar, double>
 GradientReport check_gradients(const T& trained, const MatrixX<double>& x, Rng& rng, const typename T::Cache& prototype = {}) {
+  if (trained.max_rank() == 0) return check_gradients(trained, x, RankSlice::none(), rng, prototype);
   GradientReport worst;
   for (Index b = 1; b <= trained.max_rank(); ++b) {
     for (const RankSlice rank : {RankSlice(b), RankSlice(b, b - 1)}) {

@@ -21,7 +21,7 @@ struct DenseWeight : MatrixWeight<DenseWeight<S, Storage>, S> {
   using Scalar = S;
   static constexpr std::string_view name = "DenseWeight";
 
-  Storage W;       // out × in
+  Storage W;        // out × in
   VectorX<S> bias;  // out, or no elements
 
   /// Throws ShapeError if W is empty or the bias does not have one element per row of it.

@@ -85,7 +85,7 @@ TEMPLATE_TEST_CASE("a merged attention is the attention of its slices bit for bi
           auto gradients = zeros_like(twins.merged);
           CHECK(same_bits(twins.merged.forward(x, sequences, ranks, cache), twins.separate.forward(x, sequences, ranks, separate_cache)));
           const MatrixX<S> dx = twins.merged.backward(dy, cache, gradients),
-                          dx_apart = twins.separate.backward(dy, separate_cache, expected);
+                           dx_apart = twins.separate.backward(dy, separate_cache, expected);
           CHECK(same_bits(values<Merged>(gradients), values<Attention<S>>(expected)));
           CHECK(trained_components<Merged>(gradients) == trained_components<Attention<S>>(expected));
           CHECK(gap(in_double(dx), in_double(dx_apart)) < rounding<S>);

@@ -149,7 +149,7 @@ TEMPLATE_TEST_CASE("oracle of DoRA: detached and exact gradients differ in A and
 
     // The gradient of the matrix W + Δ_b, dense, with and without what goes through the norms.
     const MatrixX<double> V = corrected(layer, b), A = layer.adapter.A.topRows(b).template cast<double>(),
-                         B = in_double(layer.adapter.B).leftCols(b);
+                          B = in_double(layer.adapter.B).leftCols(b);
     const VectorX<double> n = V.rowwise().norm(), u = in_double<S>(layer.magnitude).cwiseQuotient(n);
     const double s = law_alpha / static_cast<double>(b);
     MatrixX<double> D = u.asDiagonal() * in_double(dy) * in_double(x).transpose();

@@ -187,7 +187,8 @@ TEMPLATE_TEST_CASE("a linear layer runs gated adapters along with its base and h
   using Layer = Linear<S, GatedAdapters<S>>;
   STATIC_REQUIRE(Projection<Layer>);
   const std::vector<LowRank<S>> adapters = trained_adapters<S>({5, 2, 3});
-  const MatrixX<S> W = noise<S>(out, in, 7), x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2), weights = noise<S>(3, samples, 3);
+  const MatrixX<S> W = noise<S>(out, in, 7), x = noise<S>(in, samples, 1), dy = noise<S>(out, samples, 2),
+                   weights = noise<S>(3, samples, 3);
   const Layer layer(W, GatedAdapters<S>(adapters));
   CHECK(parameter_count(layer) == 0);
   const Buffer<S> used = buffer_of(weights);

@@ -15,7 +15,7 @@ struct OffsetLowRankUnderTest : OffsetLowRank<S> {
  private:
   OffsetLowRankUnderTest(Index in, Index out, const LowRankOptions& options, Rng of_A, Rng of_B)
       : OffsetLowRank<S>(random_uniform<S, RowMatrix<S>>(options.max_rank, in, 1, of_A), random_uniform<S>(out, options.max_rank, 1, of_B),
-                       options) {}
+                         options) {}
 };
 
 template <class S>

@@ -38,7 +38,8 @@ constexpr Index in = 9, out = 7;
 TEMPLATE_TEST_CASE("every backward adds the squares of its inputs whatever the ranks and whatever was dropped", "", float, double) {
   using S = TestType;
   Rng rng(1);
-  Linear<S, Observed<Dropout<LowRank<S>>>> dropping(MatrixX<S>(noise<S>(out, in, 1)), {.adapter = {.max_rank = 4}, .probability = 0.5}, rng);
+  Linear<S, Observed<Dropout<LowRank<S>>>> dropping(MatrixX<S>(noise<S>(out, in, 1)), {.adapter = {.max_rank = 4}, .probability = 0.5},
+                                                    rng);
   Linear<S, Observed<LowRank<S>>> fused(MatrixX<S>(noise<S>(out, in, 1)), {.max_rank = 4}, rng);
   const auto shown = [&](const auto& layer) {
     using L = std::remove_cvref_t<decltype(layer)>;

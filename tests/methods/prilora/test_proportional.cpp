@@ -140,7 +140,8 @@ TEMPLATE_TEST_CASE("a cut adapter has at every rank of the model as many compone
         const auto expected = run(whole.inner, x, dy, own, {});
         CHECK(same_bits(got.y, expected.y));
         CHECK(same_bits(got.dx, expected.dx));
-        CHECK(same_bits(component_values<LowRank<S>>(got.gradients.inner, 0), component_values<LowRank<S>>(expected.gradients, 0, components)));
+        CHECK(same_bits(component_values<LowRank<S>>(got.gradients.inner, 0),
+                        component_values<LowRank<S>>(expected.gradients, 0, components)));
         CHECK(same_bits(adapter.delta(b), whole.inner.delta(own)));
       }
     }

@@ -49,7 +49,7 @@ struct Batch {
   }
 
   std::vector<MatrixX<S>> forward(const std::vector<typename K::Link>& links, const BatchRanks& ranks,
-                                 std::vector<typename K::Cache>& caches) const {
+                                  std::vector<typename K::Cache>& caches) const {
     std::vector<MatrixX<S>> y;
     for (std::size_t n = 0; n < links.size(); ++n) {
       y.emplace_back(6, x[n].cols());
@@ -59,7 +59,7 @@ struct Batch {
   }
 
   std::vector<MatrixX<S>> backward(const std::vector<typename K::Link>& links, const std::vector<typename K::Cache>& caches,
-                                  std::vector<typename K::Gradients>& gradients, std::vector<typename K::Workspace>& workspaces) const {
+                                   std::vector<typename K::Gradients>& gradients, std::vector<typename K::Workspace>& workspaces) const {
     std::vector<MatrixX<S>> dx(links.size());
     for (std::size_t n = links.size(); n-- > 0;) {
       dx[n].resize(6, x[n].cols());
@@ -70,8 +70,8 @@ struct Batch {
 
   /// y and dx of one call, linked for it; gradients are added to.
   std::pair<std::vector<MatrixX<S>>, std::vector<MatrixX<S>>> run(const std::vector<typename K::Link>& links, const BatchRanks& ranks,
-                                                                std::vector<typename K::Cache>& caches,
-                                                                std::vector<typename K::Gradients>& gradients) const {
+                                                                  std::vector<typename K::Cache>& caches,
+                                                                  std::vector<typename K::Gradients>& gradients) const {
     std::vector<typename K::Workspace> workspaces(links.size());
     link_chain(links, caches);
     auto y = forward(links, ranks, caches);
@@ -180,39 +180,40 @@ struct TwoAttentions : BackwardWithoutWorkspace<TwoAttentions<shortcut>, double>
   Index out_features() const { return blocks.back().out_features(); }
   Index max_rank() const { return blocks.front().max_rank(); }
 
-  static auto projections() {
-    return std::tuple{[](auto& block) -> auto& { return block.q; }, [](auto& block) -> auto& { return block.k; },
-                      [](auto& block) -> auto& { return block.v; }, [](auto& block) -> auto& { return block.o; }};
-  }
-
-  MatrixX<double> forward(ConstMatrixRef<double> x, const BatchRanks& ranks) const {
-    Cache cache;
-    return forward(x, ranks, cache);
-  }
-  MatrixX<double> forward(ConstMatrixRef<double> x, const BatchRanks& ranks, Cache& cache) const {
-    cache.blocks.resize(blocks.size());
-    std::apply([&](auto... member) { (link_chain(blocks, cache.blocks, member), ...); }, projections());
-    MatrixX<double> y = x;
-    for (std::size_t i = 0; i < blocks.size(); ++i) y += blocks[i].forward(y, ranks, cache.blocks[i]);
-    return y;
-  }
-  void forward(ConstMatrixRef<double> x, const BatchRanks& ranks, Cache& cache, MatrixRef<double> y) const { y = forward(x, ranks, cache); }
-  using BackwardWithoutWorkspace<TwoAttentions, double>::backward;
-  void backward(ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<double> dx) const {
-    workspace.blocks.resize(blocks.size());
-    std::apply([&](auto... member) { (link_chain(gradients.blocks, workspace.blocks, member), ...); }, projections());
-    dx = dy;
-    for (std::size_t i = blocks.size(); i-- > 0;) {
-      MatrixX<double> d(dx.rows(), dx.cols());
-      blocks[i].backward(dx, cache.blocks[i], gradients.blocks[i], workspace.blocks[i], d);
-      dx += d;
-    }
-  }
-
-  static void members(const auto& f, auto&... t) {
-    f(Child<Block>{"h"}, t.blocks...);
-  }
+  static auto projections() { return std::tuple{[](auto& block) -> auto& {return block.q; }
+  , [](auto& block) -> auto& { return block.k; }
+  , [](auto& block) -> auto& { return block.v; }
+  , [](auto& block) -> auto& { return block.o; }
 };
+}  // namespace dylora::test
+
+MatrixX<double> forward(ConstMatrixRef<double> x, const BatchRanks& ranks) const {
+  Cache cache;
+  return forward(x, ranks, cache);
+}
+MatrixX<double> forward(ConstMatrixRef<double> x, const BatchRanks& ranks, Cache& cache) const {
+  cache.blocks.resize(blocks.size());
+  std::apply([&](auto... member) { (link_chain(blocks, cache.blocks, member), ...); }, projections());
+  MatrixX<double> y = x;
+  for (std::size_t i = 0; i < blocks.size(); ++i) y += blocks[i].forward(y, ranks, cache.blocks[i]);
+  return y;
+}
+void forward(ConstMatrixRef<double> x, const BatchRanks& ranks, Cache& cache, MatrixRef<double> y) const { y = forward(x, ranks, cache); }
+using BackwardWithoutWorkspace<TwoAttentions, double>::backward;
+void backward(ConstMatrixRef<double> dy, const Cache& cache, Gradients& gradients, Workspace& workspace, MatrixRef<double> dx) const {
+  workspace.blocks.resize(blocks.size());
+  std::apply([&](auto... member) { (link_chain(gradients.blocks, workspace.blocks, member), ...); }, projections());
+  dx = dy;
+  for (std::size_t i = blocks.size(); i-- > 0;) {
+    MatrixX<double> d(dx.rows(), dx.cols());
+    blocks[i].backward(dx, cache.blocks[i], gradients.blocks[i], workspace.blocks[i], d);
+    dx += d;
+  }
+}
+
+static void members(const auto& f, auto&... t) { f(Child<Block>{"h"}, t.blocks...); }
+}
+;
 
 TEMPLATE_LIST_TEST_CASE("projections of attention blocks can be linked kind by kind", "", InDouble) {
   TwoAttentions<TestType::kind> model;

@@ -192,7 +192,8 @@ TEST_CASE("links inside other things merge by a member") {
   };
   std::vector<Block> blocks;
   for (const auto& link : links) blocks.push_back({link});
-  const auto weights = merge_blocks(blocks, 2, [](const Block& block) -> const auto& { return block.q; });
+  const auto weights = merge_blocks(
+      blocks, 2, [](const Block& block) -> const auto& { return block.q; });
   const auto expected = merge_blocks(links, 2);
   for (std::size_t n = 0; n < 3; ++n) CHECK(same_bits(weights[n].W, expected[n].W));
 }

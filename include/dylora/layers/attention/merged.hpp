@@ -43,9 +43,7 @@ struct MergedProjection {
 
   Index in_features() const { return qkv.in_features(); }
 
-  static void members(const auto& f, auto&... t) {
-    f(Child<Merged>{"qkv_proj"}, t.qkv...);
-  }
+  static void members(const auto& f, auto&... t) { f(Child<Merged>{"qkv_proj"}, t.qkv...); }
 
  protected:
   Index largest_rank() const { return qkv.max_rank(); }

@@ -35,7 +35,7 @@ struct AttentionOptions {
 ///     inputs(cache), input_gradients(workspace, tokens)   where they are, and room for dQ, dK and dV
 ///     check_inputs(cache)                                 refuses those that projections of other shapes have made
 ///     check_projections(x, cache, gradients, workspace)   refuses what project_backward would refuse
-///     needs_linked_cache                                  whether a cache of theirs needs something from the caller
+///     needs_linked_cache                                  whether a cache or workspace of theirs needs something from the caller
 ///     project_backward(x, cache, gradients, workspace, dx), and project_gradients without dx
 ///
 /// Scores live in tiles of 64 × 64, never whole: memory grows with the number of tokens, not with its square, and the backward recomputes

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "dylora/adapters/adapter.hpp"
-#include "dylora/adapters/factors.hpp"
 #include "dylora/adapters/checked.hpp"
+#include "dylora/adapters/factors.hpp"
 #include "dylora/core/batch_ranks.hpp"
 #include "dylora/core/error.hpp"
 #include "dylora/core/map_ranks.hpp"
@@ -55,10 +55,10 @@ struct Chain : Checked<Chain<Inner>, typename Inner::Scalar> {
     typename Inner::Gradients last;
   };
 
-  /// At least as many of each as there are links for, once it was used.
+  /// Once it was used, at least as many of each as there are links.
   struct Workspace {
     std::vector<typename Inner::Workspace> links;
-    std::vector<typename Inner::Gradients> frozen;  // of the links before the last one, which learn nothing: always zero
+    std::vector<typename Inner::Gradients> frozen;  // of the links before the last one, which learn nothing: written and never read
   };
 
   /// Filled by one add_forward, read by any number of add_backward.
@@ -139,8 +139,7 @@ struct Chain : Checked<Chain<Inner>, typename Inner::Scalar> {
       if (!fits(links[j], workspace.frozen[j])) workspace.frozen[j] = zeros_like(links[j]);
     }
     links[last].add_backward(x, dy, cache.links[last], gradients.last, workspace.links[last], dx);
-    for (std::size_t j = last; j-- > 0;)
-      links[j].add_backward(x, dy, cache.links[j], workspace.frozen[j], workspace.links[j], dx);
+    for (std::size_t j = last; j-- > 0;) links[j].add_backward(x, dy, cache.links[j], workspace.frozen[j], workspace.links[j], dx);
   }
 
   /// Asks every link.
@@ -227,8 +226,8 @@ struct Chain : Checked<Chain<Inner>, typename Inner::Scalar> {
   /// Whether these are of the shapes that zeros_like makes for the link.
   static bool fits(const Inner& link, const typename Inner::Gradients& gradients) {
     bool same = true;
-    for_each_parameter([&](Parameter, const auto& p, const auto& g) { same = same && p.rows() == g.rows() && p.cols() == g.cols(); },
-                          link, gradients);
+    for_each_parameter([&](Parameter, const auto& p, const auto& g) { same = same && p.rows() == g.rows() && p.cols() == g.cols(); }, link,
+                       gradients);
     return same;
   }
 };

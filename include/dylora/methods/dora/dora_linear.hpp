@@ -113,7 +113,7 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
   /// forward, the norms, and a pass over y.
   void apply(ConstMatrixRef<S> x, const BatchRanks& ranks, Cache& cache, MatrixRef<S> y) const {
     cache.x.resize(in_features(), 0);  // the caller has it: one of an earlier forward must not stand in for it
-    cache.samples = 0;  // if this call throws, the cache counts as not filled
+    cache.samples = 0;                 // if this call throws, the cache counts as not filled
     require_equal(x.rows(), in_features(), "DoraLinear::forward: rows of x");
     require_samples(x.cols(), "DoraLinear::forward: x");
     require_equal(y.rows(), out_features(), "DoraLinear::forward: rows of y");
@@ -203,6 +203,9 @@ class DoraLinear : private Linear<S, Inner, W>, public KeepsInput<DoraLinear<S, 
   static void members(const auto& f, auto&... t) {
     f(Child<Inner>{}, t.adapter...);
     f(Parameter{"lora_magnitude_vector", Lengths::axis}, t.magnitude...);
+    f(Setting{.name = "dropout probability", .only_in_training = true}, &DoraLinear::dropout);
+    f(Setting{.name = "norm gradient", .only_in_training = true},
+      [](const DoraLinear& self) { return self.norm_gradient == NormGradient::exact ? "exact" : "detached"; });
   }
 
  private:

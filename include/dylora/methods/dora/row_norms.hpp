@@ -28,8 +28,6 @@ template <std::floating_point S, class W>
 void set_product_without_bias(MatrixRef<S> product, const W& weight, const VectorX<S>& bias, ConstMatrixRef<S> factor) {
   if constexpr (requires { weight.values(); }) {
     set_product(product, weight.values(), factor);
-  } else if constexpr (requires { weight.view(); }) {
-    set_product_without_bias<S>(product, weight.view(), bias, factor);
   } else {
     weight.apply(factor, product);
     product.colwise() -= bias;

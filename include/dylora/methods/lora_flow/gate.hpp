@@ -72,7 +72,7 @@ struct FlowGate : LocalWorkspace<FlowGate<S>, S> {
   };
 
   RowMatrix<S> weight;  // W_g, k × in
-  VectorX<S> bias;       // b_g, k
+  VectorX<S> bias;      // b_g, k
 
   /// Fresh. Throws std::invalid_argument if there is no adapter to weigh or a start is not finite, ShapeError for a start of another size.
   FlowGate(Index in_features, const Options& options) {

@@ -36,8 +36,7 @@ namespace dylora {
 ///     gate.add_backward(h, d_weights, gate_cache, gate_gradients, dh);   // after the last
 ///
 /// Component c of all adapters lies side by side, then component c + 1 of those that have one: rank b is a prefix, and all adapters are
-/// one product. Without weights a call at RankSlice::none() still works, and no other: so a Linear's forward without a cache, which has no
-/// weights to point to, works there alone.
+/// one product. Without weights a call at RankSlice::none() still works, and no other.
 template <std::floating_point S>
 class GatedAdapters : public Factored<GatedAdapters<S>, S> {
  public:
@@ -220,10 +219,10 @@ class GatedAdapters : public Factored<GatedAdapters<S>, S> {
   }
 
   RowMatrix<S> A_;            // all components × in
-  MatrixX<S> B_;               // out × all components
+  MatrixX<S> B_;              // out × all components
   std::vector<Index> owner_;  // the adapter of each of these
   std::vector<Index> rows_;   // how many of these there are at each rank
-  MatrixX<S> scales_;          // s_i at rank b in (i, b − 1)
+  MatrixX<S> scales_;         // s_i at rank b in (i, b − 1)
 };
 
 }  // namespace dylora

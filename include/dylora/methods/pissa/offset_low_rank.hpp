@@ -65,7 +65,7 @@ struct OffsetLowRank : Factored<OffsetLowRank<S>, S> {
 
   LowRank<S> current;      // A and B, which are trained
   RowMatrix<S> initial_A;  // A⁰, frozen
-  MatrixX<S> initial_B;     // B⁰, frozen
+  MatrixX<S> initial_B;    // B⁰, frozen
 
   /// From the factors to start at; options.max_rank is taken from them. Throws as LowRank does.
   OffsetLowRank(RowMatrix<S> A, MatrixX<S> B, Options options)
@@ -182,7 +182,7 @@ struct OffsetLowRank : Factored<OffsetLowRank<S>, S> {
     const auto view = pairs.view();
     using Strides = Eigen::Stride<Eigen::Dynamic, 2>;
     return Eigen::Map<const MatrixX<S>, Eigen::Unaligned, Strides>(view.data() + 2 * t + first + begin * view.outerStride(), count, n,
-                                                                  Strides(view.outerStride(), 2));
+                                                                   Strides(view.outerStride(), 2));
   }
 
   /// As many components as there are columns for, in × 2b and out × 2b.
@@ -211,7 +211,6 @@ struct OffsetLowRank : Factored<OffsetLowRank<S>, S> {
     require_in_range(initial_A.rows(), components(), most, "OffsetLowRank: rows of initial_A (rank)");
     require_in_range(initial_B.cols(), components(), most, "OffsetLowRank: columns of initial_B (rank)");
   }
-
 };
 
 }  // namespace dylora

@@ -13,13 +13,13 @@ namespace dylora {
 
 /// Δ(x), and what its inputs were like: every backward also adds Σ xⱼ² over its samples to gradients.input_squares, for each feature j.
 ///
-/// What pruning by importance needs to know (methods/prilora/pruning.hpp). The statistics are beside the gradients, so the layer stays
+/// What pruning by importance needs to know (methods/prilora/pruning.hpp). The statistics are kept with the gradients, so the layer stays
 /// const and whoever traverses a model with its gradients finds them; whoever reads them clears them. Inference gathers nothing.
 ///
 ///     Linear<float, Observed<LowRank<float>>> layer(W, {.max_rank = 8}, rng);
 ///     Linear<float, Observed<Dropout<LowRank<float>>>> dropping(W, {.adapter = {.max_rank = 8}}, rng);    // sees x before the mask
 ///
-/// Every column counts, those at rank none and those of padding too. core/parameters.hpp's add() does not sum what workers have seen.
+/// Every column counts, those at rank none and those of padding too. accumulate_gradients does not sum what workers have seen.
 template <class Inner>
   requires Adapter<Inner>
 struct Observed : Decorator<Observed<Inner>, Inner> {
@@ -55,9 +55,7 @@ struct Observed : Decorator<Observed<Inner>, Inner> {
     observe(x, gradients);
   }
 
-  static void members(const auto& f, auto&... t) {
-    f(Child<Inner>{}, t.inner...);
-  }
+  static void members(const auto& f, auto&... t) { f(Child<Inner>{}, t.inner...); }
 
  private:
   static void observe(ConstMatrixRef<S> x, Gradients& gradients) {

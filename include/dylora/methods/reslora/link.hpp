@@ -44,7 +44,7 @@ auto& link_at(Range& chain, std::size_t n, Member& member) {
 
 }  // namespace detail
 
-/// Throws ShapeError unless the links can share what their shortcuts ask for and are at positions 0, 1, 2... Arguments as for link.
+/// Throws ShapeError unless the links can share what their shortcuts ask for and are at positions 0, 1, 2... Arguments as for link_chain.
 template <class Links, class Member = std::identity>
 void require_chain(const Links& links, Member member = {}) {
   for (std::size_t n = 0; n < std::size(links); ++n) {

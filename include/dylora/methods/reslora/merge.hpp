@@ -128,7 +128,7 @@ inline void require_norms(const InputNorms& norms, std::size_t links) {
 
 }  // namespace detail
 
-/// W_n + s · Σ_q B_q · A_q of a chain with block shortcuts: exact. `member` as for link; here and below throws std::invalid_argument for
+/// W_n + s · Σ_q B_q · A_q of a chain with block shortcuts: exact. `member` as for link_chain; here and below throws std::invalid_argument for
 /// the rank, and ShapeError as require_chain or if there are not as many norms as links.
 template <class Links, class Member = std::identity>
   requires detail::ChainOf<Links, Member, Shortcut::block>

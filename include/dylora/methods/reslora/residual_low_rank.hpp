@@ -181,8 +181,7 @@ struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
     workspace.add_dB(ranks, dy.cols(), gradients);
     // Of an input chain, this link has been the last to contribute to the dA of the next one.
     if (shortcut != Shortcut::input || position == 0) workspace.add_dA(ranks, dy.cols(), gradients);
-    if (shortcut == Shortcut::input && workspace.returned > 0)
-      workspace.sender->add_dA(ranks, dy.cols(), *workspace.sender->gradients);
+    if (shortcut == Shortcut::input && workspace.returned > 0) workspace.sender->add_dA(ranks, dy.cols(), *workspace.sender->gradients);
     workspace.returned = 0;
   }
 
@@ -255,7 +254,6 @@ struct ResidualLowRank : Factored<ResidualLowRank<S, shortcut>, S> {
       dh += workspace.received.view();
     }
   }
-
 };
 
 }  // namespace dylora

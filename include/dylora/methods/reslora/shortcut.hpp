@@ -76,7 +76,7 @@ void add_to_sums(const BatchRanks& ranks, ConstMatrixRef<S> left, typename Buffe
 
 template <std::floating_point S, class Adapter>
 struct ResidualCache {
-  // Set by link, and read by forward alone.
+  // Set by link_chain, and read by forward alone.
   const ResidualCache* linked_at = nullptr;
   const Adapter* owner = nullptr;
   const Adapter* next = nullptr;
@@ -122,14 +122,14 @@ struct ResidualGradients {
 
 template <std::floating_point S>
 struct ResidualWorkspace {
-  // Set by link.
+  // Set by link_chain.
   const ResidualWorkspace* linked_at = nullptr;
   ResidualGradients<S>* gradients = nullptr;  // of this link
   ResidualWorkspace* previous = nullptr;
   Index earlier = 0;   // links before this one
   Index returned = 0;  // later links that have left something here since the backward of this one
 
-  ResidualWorkspace* sender = nullptr;  // the last of those
+  ResidualWorkspace* sender = nullptr;  // the last link that did
   BatchRanks ranks = RankSlice::none();
   Index samples = 0;
   Buffer<S> dh;                // s · Bᵀ · dy, for all links whose B writes this one's y

@@ -55,8 +55,8 @@ struct ResidualStack : KeepsInput<ResidualStack<S, shortcut, W>, S> {
 
   /// Filled by one forward or apply, read by any number of backward.
   struct Cache {
-    Buffer<S> x;                // of the first link; empty where the caller keeps x
-    std::vector<Buffer<S>> y;   // of every link but the last, which the next one reads
+    Buffer<S> x;               // of the first link; empty where the caller keeps x
+    std::vector<Buffer<S>> y;  // of every link but the last, which the next one reads
     std::vector<typename Link::Cache> links;
   };
 
@@ -152,9 +152,7 @@ struct ResidualStack : KeepsInput<ResidualStack<S, shortcut, W>, S> {
     return ResidualStack<S, shortcut>(std::move(plain));
   }
 
-  static void members(const auto& f, auto&... t) {
-    f(Child<Link>{"links"}, t.links...);
-  }
+  static void members(const auto& f, auto&... t) { f(Child<Link>{"links"}, t.links...); }
 
  private:
   /// What link n reads.
