@@ -20,7 +20,7 @@
 namespace golden {
 
 using dylora::Index;
-using dylora::Matrix;
+using dylora::MatrixX;
 
 class File {
  public:

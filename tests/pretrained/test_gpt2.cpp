@@ -29,7 +29,7 @@ namespace {
 using dylora::DType;
 using dylora::FileError;
 using dylora::FormatError;
-using dylora::Matrix;
+using dylora::MatrixX;
 using dylora::Rng;
 using dylora::TensorView;
 using dylora::test::contents_of;
