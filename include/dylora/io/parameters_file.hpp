@@ -28,9 +28,9 @@
 /// Whatever is trained, of methods that other programs have no files for too, in one safetensors file. Save then load is the identity, bit
 /// for bit, at every rank.
 ///
-///     save_parameters("nola.safetensors", model);        // all of it
+///     save_parameters("model.safetensors", model);       // all of it
 ///     save_parameters("rank_4.safetensors", model, 4);   // the first 4 components of each adapter, or all it has
-///     load_parameters("nola.safetensors", model);        // into a model that was made with the same options
+///     load_parameters("model.safetensors", model);       // into a model that was made with the same options
 ///
 /// A tensor for each parameter under its name in the traversal, "h.0.attn.q_proj.lora_A", in the model's type of numbers; and one for each
 /// constant (core/members.hpp) under its name, "h.0.attn.q_proj.initial_A". A matrix is rows × columns, row by row; a vector has one

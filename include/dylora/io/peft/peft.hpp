@@ -29,14 +29,15 @@
 /// Saved at rank b, the factors are A[:b] and B[:, :b] as they are, and lora_alpha is the one for which PEFT's scale, lora_alpha / r, is
 /// s(b): under α/b it is α itself. Whatever the scale rule, PEFT computes what forward(x, b) does. (Under another rule than α/b it happens
 /// that no lora_alpha gives s(b) to the last bit of a double; then it is the next number.) An adapter that is more than its factors is
-/// saved as the factors() that compute the same, which are rounded where they fold something in, as the gains of a MultiLora.
+/// saved as the factors() that compute the same, which are rounded where they fold something in, as gains.
 ///
 /// Besides linear layers, PEFT has these, each in tensors of its own (io/peft/tensors.hpp):
 ///
 ///     Embedding     as it is
 ///     Conv2d        each group's A with zeros for the other groups' channels, since PEFT's reads all: rank b is b · groups in the file
-///     DoraLinear    use_dora, and the magnitude at rank b. PEFT has DoRA in all modules of a file or in none. A magnitude for each rank
-///                   becomes that of the file at every rank when it is loaded; io/parameters_file.hpp keeps those of all ranks
+///     a magnitude   beside the adapter of a linear layer: use_dora, and the magnitude at rank b. PEFT has DoRA in all modules of a file or
+///                   in none. A magnitude for each rank becomes that of the file at every rank when it is loaded;
+///                   io/parameters_file.hpp keeps those of all ranks
 namespace dylora {
 
 struct SavePeftOptions {
