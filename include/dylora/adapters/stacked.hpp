@@ -113,6 +113,8 @@ struct Stacked : Checked<Stacked<Inner>, typename Inner::Scalar> {
   /// Asks every slice.
   void check_backward(ConstMatrixRef<S> x, ConstMatrixRef<S> dy, const Cache& cache, const Gradients& gradients,
                       const Workspace& workspace) const {
+    require_equal(static_cast<Index>(gradients.slices.size()), static_cast<Index>(slices.size()),
+                  "Stacked::add_backward: slices in the gradients");
     this->check_arguments(x, dy, cache.samples, gradients);
     require_equal(static_cast<Index>(cache.slices.size()), static_cast<Index>(slices.size()), "Stacked::add_backward: slices in the cache");
     const typename Inner::Workspace fresh{};

@@ -403,7 +403,8 @@ TEST_CASE("models with other names, shapes, types, ranks or scales are refused b
   CHECK(said(linear({.max_rank = 0}), linear({.max_rank = 0})) == "");
   Linear<float> cut = linear({.max_rank = 4, .alpha = 6});
   truncate(cut, 3);
-  CHECK(said(linear({.max_rank = 3, .alpha = 6, .scale = alpha_over_rank}), cut) == "\n  model.max_rank: the checkpoint has 3, this run 4");
+  CHECK(said(linear({.max_rank = 3, .alpha = 6, .scale = alpha_over_rank}), cut) ==
+        "\n  model.max_rank: the checkpoint has 3, this run 4\n  model.scale at max_rank: the checkpoint has 2.0, this run 1.5");
 
   using Layer = Attention<double, Linear<double>, FrozenLinear<double>, Linear<double>, Linear<double, Dropout<LowRank<double>>>>;
   const auto attention = [](double alpha) {
