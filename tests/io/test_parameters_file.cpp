@@ -373,11 +373,11 @@ TEST_CASE("parameters of another type of numbers or of an adapter with other set
   save_parameters(path, with_chain<float>(1));
   auto shorter = with_chain<float>(1);
   shorter.adapter.links.pop_back();
-  CHECK_THROWS_SAYING(FormatError, load_parameters(path, shorter), "links.2");
+  CHECK_THROWS_SAYING(FormatError, load_parameters(path, shorter), "links.1.max_rank");
   save_parameters(path, with_flow<float>(1));
   auto swapped = with_flow<float>(1);
   swapped.adapter.adapters = GatedAdapters<float>({low_rank<float>(max_rank, 1), low_rank<float>(2, 2)});
-  CHECK_THROWS_SAYING(FormatError, load_parameters(path, swapped), "setting \"component_owners\"");
+  CHECK_THROWS_SAYING(FormatError, load_parameters(path, swapped), "setting \"adapters.component_owners\"");
   save_parameters(path, with_residual<float>(1));
   auto reach = with_residual<float>(1);
   for (auto& link : reach.links) link.adapter.reach = 1;
