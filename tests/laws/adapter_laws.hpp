@@ -29,8 +29,9 @@ Result<A> run(const A& adapter, const MatrixX<typename A::Scalar>& x, const Matr
               typename A::Cache cache = fresh_cache<A>()) {
   using S = typename A::Scalar;
   Result<A> result{MatrixX<S>::Zero(adapter.out_features(), x.cols()), MatrixX<S>::Zero(x.rows(), x.cols()), zeros_like(adapter)};
+  typename A::Workspace workspace;
   adapter.add_forward(x, ranks, cache, result.y);
-  adapter.add_backward(x, dy, cache, result.gradients, result.dx);
+  adapter.add_backward(x, dy, cache, result.gradients, workspace, result.dx);
   return result;
 }
 
@@ -188,9 +189,14 @@ TEMPLATE_LIST_TEST_CASE("an adapter's batch of several ranks equals its parts ru
     Result<A> apart{MatrixX<S>::Zero(c.out, c.samples), MatrixX<S>::Zero(c.in, c.samples), zeros_like(c.subject)};
     for_each_part(mix, [&](Index begin, Index n, RankSlice rank) {
       typename A::Cache cache;
+      typename A::Workspace workspace;
       const MatrixX<S> x = c.x.middleCols(begin, n), dy = c.dy.middleCols(begin, n);
       c.subject.add_forward(x, rank, cache, apart.y.middleCols(begin, n));
-      c.subject.add_backward(x, dy, cache, apart.gradients, apart.dx.middleCols(begin, n));
+      if constexpr (SelfContained<A>) {  // and so in a workspace of its own too
+        c.subject.add_backward(x, dy, cache, apart.gradients, apart.dx.middleCols(begin, n));
+      } else {
+        c.subject.add_backward(x, dy, cache, apart.gradients, workspace, apart.dx.middleCols(begin, n));
+      }
     });
     check_batch_is_its_parts(run(c.subject, c.x, c.dy, BatchRanks::per_sample(mix), {}), apart);
   });
@@ -271,11 +277,12 @@ TEMPLATE_LIST_TEST_CASE("an adapter adds to y and dx and gradients", "[laws]", A
     const MatrixX<S> y_before = noise<S>(c.out, c.samples, 6), dx_before = noise<S>(c.in, c.samples, 7);
     MatrixX<S> y = y_before, dx = dx_before;
     auto cache = fresh_cache<A>();
+    typename A::Workspace workspace;
     auto before = zeros_like(c.subject), gradients = zeros_like(c.subject);
     randomize<A>(before, 5);
     randomize<A>(gradients, 5);
     c.subject.add_forward(c.x, c.rank, cache, y);
-    c.subject.add_backward(c.x, c.dy, cache, gradients, dx);
+    c.subject.add_backward(c.x, c.dy, cache, gradients, workspace, dx);
     CHECK(gap(in_double(y), in_double<S>(y_before + clean.y)) < rounding<S>);
     CHECK(gap(in_double(dx), in_double<S>(dx_before + clean.dx)) < rounding<S>);
     const VectorX<S> sum = values<A>(before) + values<A>(clean.gradients);
@@ -377,6 +384,7 @@ TEMPLATE_LIST_TEST_CASE("an adapter refuses what does not fit and says what was 
     const auto tall = [&](Index rows) { return noise<S>(rows + 1, c.samples, 1); };
     const auto wide = [&](Index rows) { return noise<S>(rows, c.samples + 1, 1); };
     MatrixX<S> tall_y = tall(c.out), wide_y = wide(c.out), tall_dx = tall(c.in), wide_dx = wide(c.in);
+    typename A::Workspace workspace;
     const A& a = c.subject;
     CHECK_THROWS_SAYING(ShapeError, a.add_forward(tall(c.in), 3, cache, y), "add_forward", "rows of x", "expected 9", "got 10");
     CHECK_THROWS_SAYING(ShapeError, a.add_forward(c.x, 3, cache, tall_y), "add_forward", "rows of y", "expected 7", "got 8");
@@ -388,20 +396,20 @@ TEMPLATE_LIST_TEST_CASE("an adapter refuses what does not fit and says what was 
     CHECK_THROWS_SAYING(ShapeError, a.add_forward(c.x, BatchRanks::per_sample({1, 2, 3, 4}), cache, y), "add_forward",
                         "columns that the ranks are for", "expected 5", "got 4");
     CHECK(y.isZero(0));
-    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, unfilled, gradients, dx), "add_backward", "cache", "add_forward",
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, unfilled, gradients, workspace, dx), "add_backward", "cache", "add_forward",
                         "expected 0", "got 5");
     a.add_forward(c.x, 3, cache, y);
-    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, tall(c.out), cache, gradients, dx), "add_backward", "rows of dy", "expected 7",
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, tall(c.out), cache, gradients, workspace, dx), "add_backward", "rows of dy", "expected 7",
                         "got 8");
-    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, wide(c.out), cache, gradients, dx), "add_backward", "samples in dy", "expected 5",
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, wide(c.out), cache, gradients, workspace, dx), "add_backward", "samples in dy", "expected 5",
                         "got 6");
-    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, gradients, tall_dx), "add_backward", "rows of dx", "expected 9",
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, gradients, workspace, tall_dx), "add_backward", "rows of dx", "expected 9",
                         "got 10");
-    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, gradients, wide_dx), "add_backward", "samples in dx", "expected 5",
+    CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, gradients, workspace, wide_dx), "add_backward", "samples in dx", "expected 5",
                         "got 6");
     auto other = zeros_like(make_adapter<A>(c.in + 1, c.out, law_rank, 1));
     if (const auto [expected, got] = first_unequal_shapes<A>(gradients, other); expected != got)
-      CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, other, dx), "gradient of", "zeros_like", expected, got);
+      CHECK_THROWS_SAYING(ShapeError, a.add_backward(c.x, c.dy, cache, other, workspace, dx), "gradient of", "zeros_like", expected, got);
     if (has_components(a)) {
       A cut = a;
       truncate(cut, 2);
@@ -409,7 +417,7 @@ TEMPLATE_LIST_TEST_CASE("an adapter refuses what does not fit and says what was 
       MatrixX<S> cut_y = MatrixX<S>::Zero(c.out, c.samples);
       typename A::Cache before;  // filled by the adapter before it was cut
       a.add_forward(c.x, 3, before, cut_y);
-      CHECK_THROWS_SAYING(std::invalid_argument, cut.add_backward(c.x, c.dy, before, cut_gradients, dx), "cache", "max_rank = 2", "got 3");
+      CHECK_THROWS_SAYING(std::invalid_argument, cut.add_backward(c.x, c.dy, before, cut_gradients, workspace, dx), "cache", "max_rank = 2", "got 3");
       cut_y.setZero();
       CHECK_THROWS_SAYING(std::invalid_argument, cut.add_forward(c.x, 6, before, cut_y), "add_forward", "rank", "max_rank = 5", "got 6");
       CHECK(cut_y.isZero(0));

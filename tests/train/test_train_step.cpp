@@ -146,7 +146,7 @@ TEST_CASE("a step is one optimiser step with the mean of the gradients and retur
   for (Index i = 0; i < 4; ++i) {
     set_zero(by_hand.layer, by_hand.gradients);
     (void)by_hand.micro_batch(i, training.ranks[static_cast<std::size_t>(i)], 1);
-    add(by_hand.layer, sum, by_hand.gradients);
+    accumulate_gradients(by_hand.layer, sum, by_hand.gradients);
   }
   for_each_value<L>(sum, 0, 5, [](double& g) { g /= 4; });
   CHECK(gap(values<L>(training.gradients), values<L>(sum)) < 1e-14);

@@ -96,20 +96,16 @@ class Pruning {
   /// Throws NonFiniteError, naming the factor, if an input was not finite.
   void before_step(T& model, typename T::Gradients& gradients) {
     std::size_t index = 0;
-    for_each_layer(
-        model,
-        [&](std::string_view name, auto& layer, auto& beside) {
-          if constexpr (requires { beside.adapter.input_squares; }) {
-            const auto take = [&](const std::string& factor_name, auto& A, auto& dA) {
-              Factor& factor = factor_of(index++, factor_name, A);
-              if (beside.adapter.input_squares.size() > 0) observe(factor, beside.adapter.input_squares);
-              set_pruned_to_zero(factor, dA);
-            };
-            for_each_in(name, take, layer.adapter, beside.adapter);
-            beside.adapter.input_squares.resize(0);
-          }
-        },
-        gradients);
+    const auto visit = [&](std::string_view name, auto& adapter, auto& seen) {
+      const auto take = [&](const std::string& factor_name, auto& A, auto& dA) {
+        Factor& factor = factor_of(index++, factor_name, A);
+        if (seen.input_squares.size() > 0) observe(factor, seen.input_squares);
+        set_pruned_to_zero(factor, dA);
+      };
+      for_each_in(name, take, adapter, seen);
+      seen.input_squares.resize(0);
+    };
+    visit_members(ObservedVisitor<decltype(visit)>{visit}, model, gradients);
   }
 
   /// After the optimiser's step: what stays pruned is 0 again, and after every `interval` steps the model is pruned.
@@ -175,6 +171,19 @@ class Pruning {
     std::vector<Index> pruned = {};  // entries that stay 0, row by row, so that cutting to the first rows leaves theirs in place
   };
 
+  /// Calls f(name, adapter, beside...) for each adapter that observes its input.
+  template <class F>
+  struct ObservedVisitor {
+    F& f;
+
+    template <class A>
+    auto enter(std::string_view name, A& adapter, auto&... beside) const {
+      constexpr bool observes = requires(typename A::Gradients& gradients) { gradients.input_squares; };
+      if constexpr (observes) f(name, adapter, beside...);
+      return std::bool_constant<!observes>{};
+    }
+  };
+
   static void require_count(Index count) { require_in_range(count, 0, std::numeric_limits<Index>::max(), "Pruning: count"); }
 
   /// Calls f(name, A, …) for each factor A of one adapter.
@@ -193,10 +202,8 @@ class Pruning {
   /// Calls f(name, A) for each factor A of an adapter that observes its input.
   template <class Model, class F>
   static void for_each_observed(Model& model, F&& f) {
-    for_each_layer(model, [&](std::string_view name, auto& layer) {
-      using A = std::remove_cvref_t<decltype(layer.adapter)>;
-      if constexpr (requires(typename A::Gradients& gradients) { gradients.input_squares; }) for_each_in(name, f, layer.adapter);
-    });
+    const auto visit = [&](std::string_view name, auto& adapter) { for_each_in(name, f, adapter); };
+    visit_members(ObservedVisitor<decltype(visit)>{visit}, model);
   }
 
   template <class F>
