@@ -104,7 +104,7 @@ elseif("${case}" STREQUAL "misuse")
   endif()
 
 elseif("${case}" STREQUAL "methods")
-  set(small ${small} --layers 2 --steps 60 --lr 0.02 --text ${text})
+  set(small ${small} --layers 2 --steps 60 --lr 0.01 --text ${text})
   foreach(method IN ITEMS dylora lora rslora lora+ dora reslora periodic chain multilora nola prilora flow pissa olora adalora embedding)
     expect(0 "trained once" ${small} --method ${method} --json ${folder}/report.json)
     file(READ ${folder}/report.json json)

@@ -141,7 +141,7 @@ std::string golden_name(std::string name) {
 
 template <class F, class... T>
 void for_each_adapter(F&& f, T&... t) {
-  dylora::for_each_parameter(
+  dylora::for_each_parameter<Gpt2Model>(
       [&](dylora::Parameter parameter, auto&... p) {
         if (((p.size() > 0) && ...)) f(golden_name(std::string(parameter.name)), p...);
       },
