@@ -87,12 +87,21 @@ template <class Visitor>
 struct AsConstants {
   Visitor& visitor;
 
-  void parameter(Parameter parameter, auto& value) const requires requires { visitor.constant(Constant{parameter.name}, value); }
-  { visitor.constant(Constant{parameter.name}, value); }
-  void constant(Constant constant, auto& value) const requires requires { visitor.constant(constant, value); }
-  { visitor.constant(constant, value); }
-  void setting(Setting setting, const auto& value) const requires requires { visitor.setting(setting, value); }
-  { visitor.setting(setting, value); }
+  void parameter(Parameter parameter, auto& value) const
+    requires requires { visitor.constant(Constant{parameter.name}, value); }
+  {
+    visitor.constant(Constant{parameter.name}, value);
+  }
+  void constant(Constant constant, auto& value) const
+    requires requires { visitor.constant(constant, value); }
+  {
+    visitor.constant(constant, value);
+  }
+  void setting(Setting setting, const auto& value) const
+    requires requires { visitor.setting(setting, value); }
+  {
+    visitor.setting(setting, value);
+  }
 };
 
 /// Stands for the trained thing where its gradients are walked alone.
@@ -247,7 +256,7 @@ void for_each_parameter(F&& f, T& trained, Beside&... beside) {
 
 /// The same where only what has the shape of T's gradients is walked: for_each_parameter<T>(f, gradients...).
 template <class T, class F, class... Shaped>
-requires requires { typename T::Gradients; }
+  requires requires { typename T::Gradients; }
 void for_each_parameter(F&& f, Shaped&... gradients) {
   detail::ParameterVisitor<F> visitor{f};
   detail::walk<T>(visitor, std::string(), gradients...);
